@@ -1,0 +1,3 @@
+from mcpdiag.cli import main
+
+main()

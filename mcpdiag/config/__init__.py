@@ -1,0 +1,323 @@
+"""Settings as typed values: timeouts, pool limits, upstreams, the proxy. Reading them is `load.py`.
+
+Durations are float seconds in code; in files and on the command line also `"500ms"`, `"30s"`, `"5m"`, `"1h"`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from mcpdiag.config.masking import public_args, public_url
+
+PoolMode = Literal["session", "request", "multiplex"]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+RESERVED_NAMES = frozenset({"mcp", "sse", "healthz", "readyz", "stats", "metrics", "frames"})
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h)?\s*")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110, section 5.6.2
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # RFC 9110, section 5.5: no line break, no control
+_PROXY_HEADERS = frozenset({"connection", "content-length", "transfer-encoding"})
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from `30`, `0.5`, `"30"`, `"30s"`, `"500ms"`, `"5m"` or `"1h"`.
+
+    Raises:
+        ValueError: anything else, a negative number or one that is not finite.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = float(value) if abs(value) < 1e300 else math.inf
+    elif isinstance(value, str) and (match := _DURATION.fullmatch(value)):
+        seconds = float(match[1]) * _UNITS[match[2] or "s"]
+    else:
+        raise ValueError(f"{value!r} is not a duration; write seconds (30) or a number with ms, s, m or h")
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ValueError(f"{value!r} is not a duration; it must be finite and not negative")
+    return seconds
+
+
+def rule(text: str, *fields: str) -> PydanticCustomError:
+    """A broken rule, in words that `load` shows as they are.
+
+    Args:
+        text: what was found and what is allowed; never a secret.
+        fields: the settings it is about, the one to name first.
+    """
+    return PydanticCustomError("rule", "{text}", {"text": text, "fields": fields})
+
+
+def _not_a_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
+
+
+def _for_a_process(value: str) -> str:
+    if "\0" in value:
+        raise rule("found a NUL character; allowed: text without one")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:  # JSON can write half of a surrogate pair
+        raise rule("found a character that is not Unicode; allowed: Unicode text") from None
+    return value
+
+
+def _env_name(value: str) -> str:
+    if not value or "=" in value:
+        raise rule("found a name that no variable can have; allowed: one that is not empty and has no '='")
+    return _for_a_process(value)
+
+
+def _env_value(value: SecretStr) -> SecretStr:
+    _for_a_process(value.get_secret_value())
+    return value
+
+
+def _header_name(value: str) -> str:
+    if not _HEADER_NAME.fullmatch(value):
+        raise rule("found a name that no header can have; allowed: letters, digits and '-'")
+    if value.lower() in _PROXY_HEADERS:
+        raise rule("found a header that the proxy sets itself; remove it")
+    return value
+
+
+def _header_value(value: SecretStr) -> SecretStr:
+    if not _HEADER_VALUE.fullmatch(value.get_secret_value()):
+        raise rule("found a character that no header can carry; allowed: one line of Latin-1 text")
+    return value
+
+
+def _upstream_name(value: str) -> str:
+    if value.lower() in RESERVED_NAMES:
+        raise rule(f"found the name {value!r}, a path of the proxy itself; give the upstream another name")
+    if not re.fullmatch(NAME_PATTERN, value) or value.endswith("\n"):
+        better = re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("-._")[:64] or "server"
+        raise rule(
+            f"found the name {value[:80]!r}; allowed: letters, digits, '.', '_' and '-', "
+            f"first a letter or digit, at most 64 characters, such as {better!r}"
+        )
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(parse_duration)]
+PositiveSeconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+Whole = Annotated[int, BeforeValidator(_not_a_boolean)]
+Count = Annotated[Whole, Field(ge=1)]
+Port = Annotated[Whole, Field(ge=0, le=65535)]
+Text = Annotated[str, AfterValidator(_for_a_process)]
+UpstreamName = Annotated[str, AfterValidator(_upstream_name)]
+
+
+class _Settings(BaseModel):
+    # hide_input_in_errors: a ValidationError would otherwise print the headers beside the mistake.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
+
+
+class Timeouts(_Settings):
+    """Five limits of one exchange, in seconds (docs/behaviour.md).
+
+    Timeouts()                                 the defaults
+    Timeouts(request_timeout=5)                first byte or message of the answer within 5 s
+    Timeouts(response_timeout="2m")            up to two minutes of silence inside an answer
+    Timeouts(deadline=30)                      nothing takes longer than 30 s, retries included
+    Timeouts(acquire_timeout="500ms")          fail fast when the pool is exhausted
+    """
+
+    acquire_timeout: PositiveSeconds = 5.0
+    connect_timeout: PositiveSeconds = 10.0
+    request_timeout: PositiveSeconds = 60.0
+    response_timeout: PositiveSeconds = 60.0
+    deadline: PositiveSeconds = 300.0
+
+
+class PoolLimits(_Settings):
+    """How many connections an upstream may have and how long they live.
+
+    `max_inflight` is how many exchanges one `multiplex` connection carries at once.
+    `max_lifetime` is jittered by up to 10 % so that connections do not expire together.
+    """
+
+    max_connections: Count = 10
+    min_connections: Annotated[Whole, Field(ge=0)] = 0
+    max_waiting: Annotated[Whole, Field(ge=0)] = 1000
+    max_inflight: Count = 256
+    return_channel_multiplier: Count = 2
+    idle_timeout: PositiveSeconds = 10 * 60.0
+    max_lifetime: PositiveSeconds = 60 * 60.0
+    upkeep_interval: PositiveSeconds = 5.0
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> PoolLimits:
+        if self.min_connections > self.max_connections:
+            raise rule(
+                f"found {self.min_connections}, above max_connections ({self.max_connections}); "
+                "lower it or raise max_connections",
+                "min_connections",
+                "max_connections",
+            )
+        return self
+
+
+class UpstreamConfig(_Settings):
+    """One server: `command` (+ `args env cwd`) for stdio, or `url` (+ `headers`) for Streamable HTTP.
+
+    Its repr masks what is or looks like a secret (`masking.py`).
+    """
+
+    command: Text | None = None
+    args: tuple[Text, ...] = ()
+    env: dict[
+        Annotated[str, AfterValidator(_env_name)], Annotated[SecretStr, AfterValidator(_env_value)]
+    ] = {}
+    cwd: Path | None = None
+    url: str | None = None
+    headers: dict[
+        Annotated[str, AfterValidator(_header_name)], Annotated[SecretStr, AfterValidator(_header_value)]
+    ] = {}
+    pool_mode: PoolMode = "session"
+    timeouts: Timeouts = Timeouts()
+    pool: PoolLimits = PoolLimits()
+    retries: Annotated[Whole, Field(ge=0, le=10)] = 0
+    max_message_bytes: Annotated[Whole, Field(ge=1024)] = 16 * 1024 * 1024
+    close_timeout: PositiveSeconds = 2.0
+    _written_url: str | None = PrivateAttr(default=None)
+
+    @field_validator("command")
+    @classmethod
+    def _command_is_named(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("the command is empty")
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _url_is_http(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+            http = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number, a bracket that does not close
+            http = False
+        if not http or not value.isprintable() or " " in value:
+            raise ValueError(f"{public_url(value)!r} is not an http:// or https:// URL")
+        if parts.username is not None or parts.password is not None:
+            raise rule(
+                "found a user or password in the URL; put an Authorization header into 'headers' instead"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_transport(self) -> UpstreamConfig:
+        if self.command is None and self.url is None:
+            raise rule(
+                "found neither command nor url; allowed: 'command' for a stdio server or 'url' for an HTTP server",
+                "command",
+                "url",
+            )
+        if self.command is not None and self.url is not None:
+            raise rule("found both command and url; allowed: one of them", "url", "command")
+        unused = ("headers",) if self.command is not None else ("args", "env", "cwd")
+        kind = "url" if self.command is not None else "command"
+        for name in unused:
+            if getattr(self, name):
+                raise rule(f"found it without '{kind}', which it goes with; remove it", name, kind)
+        return self
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        public = {"url": self.public_url, "args": tuple(public_args(self.args))}
+        for name, value in super().__repr_args__():
+            yield name, public.get(name or "", value)
+
+    @property
+    def public_url(self) -> str | None:
+        """The URL as logs, statistics and captures may show it."""
+        return None if self.url is None else public_url(self._written_url or self.url)
+
+    def show_url_as(self, written: str) -> None:
+        """From now on, show the URL as the file wrote it, with its `${VAR}`s: their values may be secrets."""
+        self._written_url = written
+
+    @property
+    def transport(self) -> Literal["stdio", "http"]:
+        return "stdio" if self.command is not None else "http"
+
+    @property
+    def command_line(self) -> tuple[str, ...]:
+        """The program and its arguments; empty for an HTTP upstream."""
+        return () if self.command is None else (self.command, *self.args)
+
+
+class ProxyConfig(_Settings):
+    """The proxy itself. A token is required where `host` is not loopback, unless `insecure`."""
+
+    upstreams: Annotated[dict[UpstreamName, UpstreamConfig], Field(min_length=1)]
+    host: str = "127.0.0.1"
+    port: Port = 8808
+    admin_port: Port | None = None
+    token: SecretStr | None = None
+    insecure: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    max_body_bytes: Annotated[Whole, Field(ge=1024)] = 16 * 1024 * 1024
+    max_sessions: Count = 1000
+    session_idle_timeout: PositiveSeconds = 30 * 60.0
+    drain_timeout: Seconds = 10.0
+    keepalive_interval: PositiveSeconds = 15.0
+
+    @field_validator("token")
+    @classmethod
+    def _token_fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _TOKEN.fullmatch(value.get_secret_value()):
+            raise ValueError(
+                "the token is empty, or has characters that an Authorization header cannot carry"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _open_bind_is_guarded(self) -> ProxyConfig:
+        if not self.is_loopback and self.token is None and not self.insecure:
+            raise rule(
+                f"found {self.host!r}, reachable from outside, without a token; "
+                "give a token, or --insecure if a guard stands before it",
+                "host",
+                "token",
+                "insecure",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> ProxyConfig:
+        if self.admin_port == self.port != 0:
+            raise rule(
+                f"found {self.port}, which is 'port' too; give the two different ports", "admin_port", "port"
+            )
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host.lower() == "localhost"

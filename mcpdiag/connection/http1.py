@@ -1,0 +1,652 @@
+"""One HTTP/1.1 connection: httptools over a non-blocking socket. `upstream/http.py` sends exchanges through it.
+
+The socket is ours, not wrapped in a stream: whatever has not been parsed is then still in the kernel, so that
+`healthy` sees every stray byte, and an answer can still be read after a write broke. Nothing here keeps time:
+the caller holds one cancel scope around everything. A connection whose exchange was cut short is not reused.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import select
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import anyio
+import httptools
+from anyio import CancelScope, ClosedResourceError, wait_readable, wait_writable
+
+from mcpdiag.errors import ConnectError, UpstreamClosed, UpstreamError, UpstreamProtocolError
+
+READ_BYTES: Final = 64 * 1024
+# The head and a body up to this size go out in one call. An idle connection takes that much at once, so that
+# the answer need not be read at the same time; should it not, the slow way of larger bodies is taken.
+JOIN_BYTES: Final = 64 * 1024
+# RFC 8305, section 5: "Connection Attempt Delay".
+ATTEMPT_DELAY: Final = 0.25
+GOODBYE_TIMEOUT: Final = 2.0
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+# A non-blocking socket has nothing for us at this moment; TLS says it in two more ways.
+_NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_HOST_MISMATCH: Final = frozenset({62, 64})  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+_UNKNOWN_CA: Final = frozenset({18, 19, 20, 21})  # X509_V_ERR_*: self-signed, or the issuer is not known
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a server listens. `str(origin)` is `scheme://host:port`, the way errors name it."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def from_url(cls, url: str) -> Origin:
+        """The origin of an absolute `http://` or `https://` URL.
+
+        Raises:
+            ValueError: it is not one.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
+            raise ValueError(f"{url!r} is not an http:// or https:// URL")
+        host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
+        return cls(parts.scheme, host, DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port)
+
+    @property
+    def host_header(self) -> bytes:
+        """The value of `Host`: IPv6 in brackets, the scheme's default port left out."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}").encode()
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+class Response:
+    """The answer to one request. Its head is there; the body is read with `chunk` or `body`, once.
+
+    Attributes:
+        status: 200-999; 1xx never gets here.
+        headers: in the order received, names in lower case. Trailers are dropped.
+        keep_alive: whether the server lets the connection be used again. Known with the head.
+        complete: whether the last byte of the body has arrived.
+    """
+
+    __slots__ = ("_body_bytes", "_chunks", "_connection", "complete", "headers", "keep_alive", "status")
+
+    def __init__(self, connection: Http1Connection) -> None:
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.keep_alive = False
+        self.complete = False
+        self._connection = connection
+        self._chunks: list[bytes] = []
+        self._body_bytes = 0
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of a header, by its name in lower case."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+    async def chunk(self) -> bytes:
+        """The next bytes of the body as they arrive, without their transfer encoding; `b""` at the end.
+
+        Raises:
+            UpstreamClosed: the server went away before the end.
+            UpstreamProtocolError: the body is not framed as HTTP says.
+        """
+        while not self._chunks and not self.complete:
+            await self._connection._fill()
+        return self._take()
+
+    async def body(self) -> bytes:
+        """All of the body that `chunk` has not given out yet.
+
+        Raises:
+            UpstreamClosed: the server went away before the end.
+            UpstreamProtocolError: the body is not framed as HTTP says, or is above `max_body_bytes`.
+        """
+        limit = self._connection.max_body_bytes
+        if not self.complete and (self._declared() or 0) > limit:
+            raise self._connection._too_large(f"a body of {self._declared()} bytes")
+        while not self.complete and self._body_bytes <= limit:
+            await self._connection._fill()
+        if self._body_bytes > limit:
+            raise self._connection._too_large("a larger body")
+        return self._take()
+
+    def _take(self) -> bytes:
+        chunks = self._chunks
+        if len(chunks) == 1:
+            return chunks.pop()
+        data = b"".join(chunks)
+        chunks.clear()
+        return data
+
+    def _declared(self) -> int | None:
+        """What Content-Length promises (the parser let it through, so it is a number)."""
+        length = self.header(b"content-length")
+        return None if length is None else int(length)
+
+    def _ends_with_connection(self) -> bool:
+        """RFC 9112, section 6.3: the body of this answer has no other end than that of the connection."""
+        coding = self.header(b"transfer-encoding")
+        if coding is not None:
+            return not coding.lower().endswith(b"chunked")
+        return self.header(b"content-length") is None
+
+    def __repr__(self) -> str:
+        return f"<Response {self.status} {self._body_bytes} bytes{'' if self.complete else ' so far'}>"
+
+
+class _Reader:
+    """What httptools calls. It may call several times in one feed, also for bytes behind the end."""
+
+    __slots__ = ("feed", "head_only", "parser", "response", "stray", "switching")
+
+    def __init__(self, response: Response) -> None:
+        self.response = response
+        self.head_only = False
+        self.stray = False
+        self.switching = False
+        self._renew()
+
+    def _renew(self) -> None:
+        self.parser: Any = httptools.HttpResponseParser(self)
+        self.feed: Callable[[bytes], None] = self.parser.feed_data
+
+    def expect(self, response: Response, head_only: bool) -> None:
+        if self.head_only:  # the parser cannot be told that a HEAD has no body: it still waits for one
+            self._renew()
+        self.response = response
+        self.head_only = head_only
+
+    def on_message_begin(self) -> None:
+        if self.response.complete:
+            self.stray = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.response.status:
+            self.response.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        response, status = self.response, self.parser.get_status_code()
+        if response.status:
+            return
+        if status < 200:
+            response.headers.clear()
+            self.switching = status == 101
+            return
+        response.status = status
+        response.keep_alive = self.parser.should_keep_alive()
+        response.complete = self.head_only
+
+    def on_body(self, data: bytes) -> None:
+        response = self.response
+        if response.complete:
+            self.stray = True
+        else:
+            response._chunks.append(data)
+            response._body_bytes += len(data)
+
+    def on_message_complete(self) -> None:
+        if self.response.status:
+            self.response.complete = True
+
+
+class Http1Connection:
+    """One connection to one origin, one exchange at a time (`connection/base.py: Connection`).
+
+    Attributes:
+        capacity: always 1; requests are never pipelined.
+        origin: what it is connected to.
+        local_port: its own TCP port, to find it in `ss` or in the server's log.
+        requests: exchanges begun.
+        sent: whether any byte of the current request may have reached the server.
+        max_body_bytes: the largest body that `Response.body` collects.
+        max_head_bytes: the largest response head, 1xx included, and the largest trailer.
+    """
+
+    capacity: int = 1
+
+    def __init__(
+        self, origin: Origin, sock: socket.socket, *, max_body_bytes: int, max_head_bytes: int
+    ) -> None:
+        self.origin = origin
+        self.local_port: int = sock.getsockname()[1]
+        self.requests = 0
+        self.sent = False
+        self.max_body_bytes = max_body_bytes
+        self.max_head_bytes = max_head_bytes
+        self._sock = sock
+        self._socket_recv: Callable[[int], bytes] = sock.recv
+        self._socket_send: Callable[[bytes | memoryview], int] = sock.send
+        self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
+        # `poll`, because `select` fails on descriptors above 1023. EOF counts as readable.
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        # True only between exchanges that ended well: every other way out leaves it False.
+        self._idle = True
+        self._unsent = False
+        self._received = 0
+        self._fruitless = 0
+        self._opening = b""
+        self._response = Response(self)
+        self._reader = _Reader(self._response)
+
+    @classmethod
+    async def open(
+        cls,
+        origin: Origin,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        max_body_bytes: int = 16 * 1024 * 1024,
+        max_head_bytes: int = 64 * 1024,
+    ) -> Http1Connection:
+        """Connect, and shake hands if the scheme is https.
+
+        Args:
+            origin: the server.
+            ssl_context: for https; default: the system's certificates. ALPN is set on it to http/1.1.
+            max_body_bytes: default 16 MiB (the setting `max_message_bytes` of an upstream).
+            max_head_bytes: default 64 KiB.
+
+        Raises:
+            ConnectError: the message names host, port, the reason and the remedy.
+        """
+        try:
+            sock = await _dial(origin)
+        except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
+            raise ConnectError(f"cannot connect to {origin}: {_connect_trouble(origin, error)}") from error
+        if origin.scheme == "https":
+            try:
+                sock = await _shake_hands(sock, ssl_context or _default_context(), origin.host)
+            except (OSError, ValueError) as error:
+                raise ConnectError(f"no TLS with {origin}: {_tls_trouble(origin, error)}") from error
+        return cls(origin, sock, max_body_bytes=max_body_bytes, max_head_bytes=max_head_bytes)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it can carry another exchange: the last one ended well and nothing has arrived since."""
+        if not self._idle:
+            return False
+        if self._poll.poll(0) and not (self._tls and self._only_tls_talk()):
+            self._idle = False
+        return self._idle
+
+    @property
+    def single_shot(self) -> bool:
+        """Whether the server ended the connection in good order after exactly one exchange."""
+        response = self._response
+        return self.requests == 1 and response.complete and not response.keep_alive
+
+    async def send(self, head: bytes, body: bytes) -> Response:
+        """Send one request; return when the head of its answer is there.
+
+        If the socket takes no more of a large body, the answer is read at the same time. A server that answers
+        before it has read everything is heard: the rest of the body is then not sent, and the connection not
+        reused.
+
+        Args:
+            head: the complete request head with its blank line.
+            body: what its Content-Length says; may be empty.
+
+        Raises:
+            UpstreamClosed: the server went away. `data["sent"]` is `sent` of that moment and `data["received"]`
+                the bytes of the answer that had come: 0 and a request that is safe to repeat permit a retry.
+            UpstreamProtocolError: the answer is not HTTP/1.x, switches protocols, or its head is too large.
+        """
+        self.sent = False
+        self._received = self._fruitless = 0
+        if not self._idle:
+            raise self._lost("it was used again after it had ended")
+        self._idle = False
+        self.requests += 1
+        self._response = response = Response(self)
+        self._reader.expect(response, head.startswith(b"HEAD "))
+        self.sent = True
+        if len(body) > JOIN_BYTES:
+            await self._send_and_read(memoryview(head), memoryview(body))
+        else:
+            data = head + body
+            try:
+                taken = self._socket_send(data)
+            except _NOT_NOW:
+                taken = 0
+            except OSError as error:
+                # Nothing of it went out. Under TLS a whole record may have, in front of the one that failed.
+                self.sent = self._tls is not None
+                raise self._lost(f"the server had broken it before ({_words(error)})") from error
+            if taken < len(data):
+                await self._send_and_read(memoryview(data)[taken:])
+        while not response.status:
+            await self._fill()
+        if self._received > self.max_head_bytes:
+            size = sum(len(name) + len(value) + 4 for name, value in response.headers)
+            if size > self.max_head_bytes:
+                self._idle = False
+                raise self._head_too_large()
+        return response
+
+    async def aclose(self, *, force: bool = False) -> None:
+        """Close it. An idle TLS connection says goodbye first, for at most 2 s; with `force` none does.
+
+        Idempotent; a second call with `force` ends a goodbye that still waits. An exchange in flight ends in
+        `UpstreamClosed`.
+        """
+        tls = self._tls if self._idle and not force else None
+        self._idle = False
+        try:
+            if tls is not None:
+                with anyio.move_on_after(GOODBYE_TIMEOUT):
+                    await _say_goodbye(tls)
+        finally:
+            if self._sock.fileno() != -1:
+                anyio.notify_closing(self._sock)
+                self._sock.close()
+
+    async def _fill(self) -> None:
+        """Wait for bytes and parse them."""
+        try:
+            await wait_readable(self._sock)
+            data = self._socket_recv(READ_BYTES)
+        except _NOT_NOW:
+            return
+        except (ClosedResourceError, ValueError) as error:  # ValueError: closed before this call
+            raise self._lost("the proxy closed it") from error
+        except OSError as error:
+            # RFC 9112, section 9.5: the reset answers what is left of our request, not a lack of theirs.
+            self._end(f"the server broke it ({_words(error)})", error, lawful=self._unsent)
+            return
+        if data:
+            self._parse(data)
+        else:
+            self._end("the server closed it", None, lawful=True)
+
+    def _parse(self, data: bytes) -> None:
+        reader, response = self._reader, self._response
+        if not self._received:
+            self._opening = data[:60]
+        self._received += len(data)
+        body_bytes = response._body_bytes
+        try:
+            reader.feed(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if response.complete:
+                reader.stray = True
+            elif not reader.switching:
+                raise self._not_http(error, data[:60] if response.status else self._opening) from error
+        if response.complete:
+            self._idle = response.keep_alive and not reader.stray and not self._unsent
+        elif not response.status:
+            if reader.switching:
+                raise UpstreamProtocolError(
+                    f"{self.origin} answered 101 Switching Protocols to a plain request; "
+                    "check that 'url' names the MCP endpoint and not a WebSocket"
+                )
+            if self._received > self.max_head_bytes:
+                raise self._head_too_large()
+        elif response._body_bytes != body_bytes:
+            self._fruitless = 0
+        else:
+            # Trailers and chunk extensions: bytes without a body, which could go on for ever.
+            self._fruitless += len(data)
+            if self._fruitless > self.max_head_bytes:
+                raise self._head_too_large()
+
+    def _end(self, what: str, error: OSError | None, *, lawful: bool) -> None:
+        """The server sends no more: the end of the body if it may be, else an error that says what is missing."""
+        response, received = self._response, self._received
+        if response.status:
+            if lawful and response._ends_with_connection():
+                response.complete = True
+                return
+            declared = response._declared()
+            if declared is None:
+                what += f" after {response._body_bytes} bytes of an unfinished body"
+            else:
+                what += f" after {response._body_bytes} of {declared} bytes of the body"
+        elif received:
+            what += f" after {received} bytes of an unfinished head"
+        else:
+            what += " without an answer"
+        raise self._lost(what) from error
+
+    async def _send_and_read(self, *parts: memoryview) -> None:
+        """Send what the socket does not take at once, and read at the same time.
+
+        It ends when all is sent, or when the answer is complete without that. A broken write leaves the reading
+        to find out what the server still said.
+        """
+        self._unsent = True
+        failure: UpstreamError | None = None
+
+        async def read(scope: CancelScope) -> None:
+            nonlocal failure
+            try:
+                while not self._response.complete:
+                    await self._fill()
+                    if self._response._body_bytes > self.max_body_bytes:
+                        raise self._too_large("a larger body before it had read the request")
+            except UpstreamError as error:
+                failure = error
+            scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read, group.cancel_scope)
+            if await self._write(parts):
+                self._unsent = False
+                group.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _write(self, parts: tuple[memoryview, ...]) -> bool:
+        """Whether all of it went out."""
+        for part in parts:
+            rest = part
+            while rest:
+                try:
+                    await wait_writable(self._sock)
+                    rest = rest[self._socket_send(rest) :]
+                except _NOT_NOW:
+                    continue
+                except (OSError, ClosedResourceError, ValueError):
+                    return False
+        return True
+
+    def _only_tls_talk(self) -> bool:
+        """Whether the readable bytes were TLS's own (a session ticket follows every handshake), not the server's."""
+        try:
+            self._socket_recv(1)
+        except _NOT_NOW:
+            return True
+        except OSError:
+            pass
+        return False
+
+    def _lost(self, what: str) -> UpstreamClosed:
+        return UpstreamClosed(
+            f"the connection to {self.origin} (exchange {self.requests}, local port {self.local_port}) failed: "
+            f"{what}; see the server's log",
+            data={"sent": self.sent, "received": self._received},
+        )
+
+    def _not_http(self, error: Exception, shown: bytes) -> UpstreamProtocolError:
+        hint = (
+            "use https:// in 'url'" if shown[:2] == b"\x15\x03" else "check that 'url' names an HTTP server"
+        )
+        return UpstreamProtocolError(f"{self.origin} does not speak HTTP/1.1 ({error}): {shown!r}; {hint}")
+
+    def _head_too_large(self) -> UpstreamProtocolError:
+        return UpstreamProtocolError(
+            f"{self.origin} sent a response head or trailer of more than {self.max_head_bytes} bytes "
+            "(max_head_bytes); have the server send fewer or smaller headers"
+        )
+
+    def _too_large(self, what: str) -> UpstreamProtocolError:
+        return UpstreamProtocolError(
+            f"{self.origin} sent {what}, and {self.max_body_bytes} bytes are allowed; "
+            "raise max_message_bytes of this upstream"
+        )
+
+    def __repr__(self) -> str:
+        state = "closed" if self._sock.fileno() == -1 else "idle" if self._idle else "busy"
+        return (
+            f"<Http1Connection {self.origin} from port {self.local_port}: {state}, {self.requests} requests>"
+        )
+
+
+Address = tuple[socket.AddressFamily, Any]
+
+
+async def _dial(origin: Origin) -> socket.socket:
+    """A TCP connection to the first address that takes one; the next is tried after 250 ms (RFC 8305)."""
+    addresses = await _resolve(origin)
+    if len(addresses) == 1:
+        return await _connect(addresses[0])
+    winner: socket.socket | None = None
+    failures: list[OSError] = []
+
+    async def attempt(address: Address, done: anyio.Event, scope: CancelScope) -> None:
+        nonlocal winner
+        try:
+            sock = await _connect(address)
+        except OSError as error:
+            failures.append(error)
+        else:
+            if winner is None:
+                winner = sock
+                scope.cancel()
+            else:
+                sock.close()
+        finally:
+            done.set()
+
+    try:
+        async with anyio.create_task_group() as group:
+            for address in addresses:
+                done = anyio.Event()
+                group.start_soon(attempt, address, done, group.cancel_scope)
+                with anyio.move_on_after(ATTEMPT_DELAY):
+                    await done.wait()
+    except BaseException:
+        if winner is not None:  # cancelled from outside in the moment it was found
+            winner.close()
+        raise
+    if winner is None:
+        raise failures[0]
+    return winner
+
+
+async def _resolve(origin: Origin) -> list[Address]:
+    kind = {"type": socket.SOCK_STREAM, "proto": socket.IPPROTO_TCP}
+    try:  # an address needs no thread
+        found = socket.getaddrinfo(origin.host, origin.port, flags=socket.AI_NUMERICHOST, **kind)
+    except socket.gaierror:
+        return [(info[0], info[4]) for info in await anyio.getaddrinfo(origin.host, origin.port, **kind)]
+    return [(info[0], info[4]) for info in found]
+
+
+async def _connect(address: Address) -> socket.socket:
+    family, where = address
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        sock.setblocking(False)
+        # Head and body of a small request are one packet; Nagle would hold back the next for 40 ms.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY):
+            raise AssertionError("the system did not take TCP_NODELAY")
+        error = sock.connect_ex(where)
+        if error == errno.EINPROGRESS:
+            await wait_writable(sock)
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, os.strerror(error))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+@functools.cache
+def _default_context() -> ssl.SSLContext:
+    return ssl.create_default_context()  # reads all of the system's certificates: once, not once a connection
+
+
+async def _shake_hands(sock: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        tls = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        await _finish(tls, tls.do_handshake)
+    except BaseException:
+        tls.close()
+        raise
+    return tls
+
+
+async def _say_goodbye(tls: ssl.SSLSocket) -> None:
+    """Send close_notify and wait for the server's: RFC 9112, section 9.8."""
+    with suppress(OSError, ValueError, ClosedResourceError):  # it has left already, or `force` closed it
+        await _finish(tls, tls.unwrap)
+
+
+async def _finish(tls: ssl.SSLSocket, step: Callable[[], object]) -> None:
+    while True:
+        try:
+            step()
+        except ssl.SSLWantReadError:
+            await wait_readable(tls)
+        except ssl.SSLWantWriteError:
+            await wait_writable(tls)
+        else:
+            return
+
+
+def _connect_trouble(origin: Origin, error: OSError | ValueError) -> str:
+    """The reason and the remedy."""
+    if isinstance(error, (socket.gaierror, ValueError)):
+        return f"the name {origin.host!r} was not found ({_words(error)}); correct 'url' or the name service"
+    match error.errno:
+        case errno.ECONNREFUSED:
+            return f"refused, nothing listens on port {origin.port}; start the server or correct 'url'"
+        case errno.EMFILE | errno.ENFILE:
+            return f"{_words(error)} in the proxy; raise 'ulimit -n' or lower max_connections"
+        case _:
+            return f"{_words(error)}; check 'url' and the network between the proxy and the server"
+
+
+def _tls_trouble(origin: Origin, error: OSError | ValueError) -> str:
+    """The reason and the remedy."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        reason = error.verify_message.rstrip(".")
+        if error.verify_code in _HOST_MISMATCH:
+            remedy = (
+                f"the certificate is not for {origin.host!r}: correct the host in 'url' or the certificate"
+            )
+        elif error.verify_code in _UNKNOWN_CA:
+            remedy = "its issuer is not trusted: name the issuer's certificate in SSL_CERT_FILE"
+        else:
+            remedy = "renew the server's certificate"
+        return f"certificate problem ({reason}); {remedy}"
+    if isinstance(error, ssl.SSLError) and error.reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST"}:
+        return "the server does not speak TLS on this port; use http:// in 'url' or the port that does"
+    return f"the handshake failed ({_words(error)}); check the TLS settings and the log of the server"
+
+
+def _words(error: OSError | ValueError) -> str:
+    """What the system says, without Python's decoration."""
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,229 @@
+"""One exchange from the client's request to the last byte of its answer: deadline, retries, errors, the record."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import aclosing
+from time import perf_counter
+from typing import Any, cast
+
+import anyio
+
+from mcpdiag.errors import (
+    ConnectError,
+    ConnectTimeout,
+    McpDiagError,
+    ShuttingDown,
+    UpstreamClosed,
+    UpstreamError,
+)
+from mcpdiag.hooks import NO_HOOK, ExchangeDone, Hook
+from mcpdiag.protocol.message import encode_error
+from mcpdiag.protocol.sse import encode_message
+from mcpdiag.proxy.session import Session
+from mcpdiag.upstream.base import Answer, Exchange, Phase
+
+log = logging.getLogger("mcpdiag.proxy")
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+RETRY_BASE = 0.05
+LAST_WORDS = 1.0  # seconds for an error at the end of a stream that the client may have stopped to read
+# Methods that only read: they may be sent again although the server may have begun with them.
+READ_ONLY = frozenset(
+    {
+        "ping", "tools/list", "prompts/list", "prompts/get", "resources/list", "resources/read",
+        "resources/templates/list", "completion/complete",
+    }
+)  # fmt: skip
+
+
+class Reply:
+    """The HTTP response to one request, sent once: whole, or as a stream of events."""
+
+    started = False
+    streaming = False
+    ended = False
+
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+        self._send = send
+        self.headers = headers
+        self.bytes = 0
+
+    async def whole(self, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
+        """Status, headers and the complete body."""
+        self.started = True
+        self.bytes += len(body)
+        headers = [*self.headers, (b"content-length", b"%d" % len(body))]
+        if body:
+            headers.append((b"content-type", content_type))
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+        self.ended = True
+
+    async def event(self, data: bytes) -> None:
+        """An encoded event; the first one begins the stream."""
+        if not self.started:
+            await self.begin()
+        self.bytes += len(data)
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def begin(self) -> None:
+        """The head of an event stream."""
+        self.started = self.streaming = True
+        headers = [
+            *self.headers,
+            (b"content-type", b"text/event-stream"),
+            (b"cache-control", b"no-cache, no-transform"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def end(self) -> None:
+        """The end of an event stream."""
+        if not self.started:
+            await self.begin()
+        await self._send({"type": "http.response.body", "body": b""})
+        self.ended = True
+
+
+async def run(
+    session: Session,
+    exchange: Exchange,
+    reply: Reply,
+    hook: Hook,
+    *,
+    retries: int = 0,
+    before_answer: Callable[[Answer], None] | None = None,
+) -> None:
+    """Run one exchange and answer it. `exchange.outcome` tells how it went; nothing but cancellation is raised."""
+    key = exchange.message.id_key()
+    session.calls[key] = exchange
+    error: McpDiagError | None = None
+    try:
+        with exchange.scope:
+            try:
+                answer = await _attempts(session, exchange, retries)
+                if before_answer is not None:
+                    before_answer(answer)
+                if answer.events is None:
+                    await _answer_whole(answer, reply)
+                else:
+                    await _answer_stream(answer, reply)
+            except McpDiagError as failure:
+                error = failure
+        if exchange.scope.cancelled_caught and error is None:
+            if not exchange.cancelled:
+                error = exchange.timeout_error()
+                error.data |= _evidence(session)
+            elif session.ended:
+                error = ShuttingDown(f"the session ended during the call: {exchange.cancel_reason}")
+    except Exception as failure:
+        log.exception("an exchange with '%s' failed in an unexpected way", exchange.upstream)
+        error = UpstreamError(f"the proxy failed while it talked to '{exchange.upstream}': {failure!r}")
+    finally:
+        exchange.end(reusable=False)
+        if session.calls.get(key) is exchange:
+            del session.calls[key]
+        session.used_at = exchange.clock()
+        if exchange.cancelled and not reply.ended:
+            exchange.outcome = "cancelled"
+        elif error is not None:
+            exchange.outcome = error.type
+        if hook is not NO_HOOK:
+            hook.emit(_record(session, exchange, reply))
+    if error is not None:
+        await _answer_error(exchange, error, reply)
+    elif not reply.ended:  # cancelled: the specification wants no response
+        await end(reply)
+
+
+async def _attempts(session: Session, exchange: Exchange, retries: int) -> Answer:
+    while True:
+        try:
+            return await session.at.exchange(exchange)
+        except UpstreamError as error:
+            if exchange.attempts > retries or not _may_repeat(exchange, error):
+                raise
+        await anyio.sleep(random.uniform(0, RETRY_BASE * 2**exchange.attempts))  # noqa: S311
+        exchange.again()
+        exchange.enter(Phase.REQUEST)
+
+
+def _may_repeat(exchange: Exchange, error: UpstreamError) -> bool:
+    """Only what provably did not start, or only reads."""
+    if isinstance(error, ConnectError):
+        return True
+    return (
+        isinstance(error, UpstreamClosed) and exchange.messages == 0 and exchange.message.method in READ_ONLY
+    )
+
+
+async def _answer_whole(answer: Answer, reply: Reply) -> None:
+    reply.headers += answer.headers
+    await reply.whole(answer.status, answer.body, answer.content_type)
+
+
+async def _answer_stream(answer: Answer, reply: Reply) -> None:
+    assert answer.events is not None
+    async with aclosing(cast("Any", answer.events)) as events:
+        async for data in events:
+            await reply.event(data)
+    await reply.end()
+
+
+async def _answer_error(exchange: Exchange, error: McpDiagError, reply: Reply) -> None:
+    """A typed error as a JSON-RPC error with status 200: that is what official clients show to their caller."""
+    message = exchange.message
+    fatal = message.method == "initialize" or isinstance(error, ConnectError | ConnectTimeout)
+    level = logging.WARNING if fatal else logging.INFO  # an operator wants to know that nobody can connect
+    log.log(level, "%s: %s", message.method, error.message)
+    known = {
+        "upstream": exchange.upstream,
+        "phase": exchange.phase.value,
+        "elapsed_ms": round((perf_counter() - exchange.began) * 1000),
+    }
+    error.data = {**known, **error.data}
+    body = encode_error(message.id, error.code, error.message, error.to_data())
+    if not reply.started:
+        await reply.whole(200, body)
+    elif reply.streaming:
+        with anyio.move_on_after(LAST_WORDS):
+            await reply.event(encode_message(body))
+        await end(reply)
+
+
+async def end(reply: Reply) -> None:
+    """The end of a stream. A client that does not read is not waited for: then uvicorn drops its connection."""
+    with anyio.move_on_after(LAST_WORDS):
+        await reply.end()
+
+
+def _evidence(session: Session) -> dict[str, Any]:
+    """What the server of a session is known to have said or done, for a timeout's data."""
+    evidence: Callable[[], dict[str, Any]] | None = getattr(session.at, "evidence", None)
+    return {} if evidence is None else evidence()
+
+
+def _record(session: Session, exchange: Exchange, reply: Reply) -> ExchangeDone:
+    now = perf_counter()
+    sent, first = exchange.sent_at, exchange.first_at
+    return ExchangeDone(
+        upstream=exchange.upstream,
+        transport=session.upstream.transport,
+        method=exchange.message.method,
+        target=exchange.target,
+        session=session.id,
+        protocol=session.protocol,
+        outcome=exchange.outcome,
+        queue_ms=exchange.queue_s * 1000,
+        connect_ms=exchange.connect_s * 1000,
+        first_ms=max(first - sent, 0.0) * 1000 if sent and first else 0.0,
+        total_ms=(now - exchange.began) * 1000,
+        reused=exchange.reused,
+        attempts=exchange.attempts,
+        messages=exchange.messages,
+        inflight=len(session.calls),
+        bytes_in=exchange.bytes_in,
+        bytes_out=reply.bytes,
+    )

@@ -1,0 +1,429 @@
+"""Builds upstreams, sessions and endpoint, runs the ASGI server, and owns the order of start and stop.
+
+`async with Proxy(...)` lives in the running event loop; `with serve(...)` brings a thread and a loop of its own,
+which is what a notebook wants: a cell that computes would stop a server in the kernel's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import errno
+import logging
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import uvicorn
+from anyio.abc import TaskGroup
+
+from mcpdiag.config import ProxyConfig, UpstreamConfig
+from mcpdiag.config.load import load
+from mcpdiag.connection.reaper import Reaper
+from mcpdiag.errors import StartError
+from mcpdiag.hooks import NO_HOOK, Hook
+from mcpdiag.proxy.admin import admin_app
+from mcpdiag.proxy.endpoint import Endpoint
+from mcpdiag.proxy.guard import Guard
+from mcpdiag.proxy.session import Sessions
+from mcpdiag.upstream.http import HttpUpstream
+from mcpdiag.upstream.stdio import StdioUpstream
+
+log = logging.getLogger("mcpdiag.serve")
+Upstreams = Mapping[str, "str | Sequence[str] | Mapping[str, Any] | UpstreamConfig"]
+Clock = Callable[[], float]
+KEEP_ALIVE = 75  # seconds that an idle client connection is kept
+FLUSH = 2  # seconds for the last bytes to clients
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, which tells when it has started."""
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=FLUSH,
+            )
+        )
+        self.is_up, self.is_down = anyio.Event(), anyio.Event()
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().serve(sockets)
+        finally:
+            self.is_up.set()
+            self.is_down.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # signals belong to whoever runs us: the CLI, or a notebook kernel
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.is_up.set()
+
+    def stop_accepting(self) -> None:
+        for server in self.servers:
+            server.close()
+
+
+class Proxy:
+    """A proxy in front of one or more MCP servers, as an async context manager.
+
+    async with Proxy({"everything": ["npx", "-y", "@modelcontextprotocol/server-everything"]}) as proxy:
+        print(proxy.url)
+
+    Args:
+        upstreams: by name: a command as a list, a URL, or a mapping with the fields of `UpstreamConfig`;
+            or a complete `ProxyConfig`.
+        hook: receives every event (`mcpdiag.hooks`).
+        settings: fields of `ProxyConfig`; `timeouts` and `pool` hold for all upstreams.
+
+    Raises:
+        ConfigError: the settings are wrong; one line for each mistake.
+        StartError: on entering: the port is taken, or a command does not exist.
+    """
+
+    def __init__(self, upstreams: Upstreams | ProxyConfig, *, hook: Hook = NO_HOOK, **settings: Any) -> None:
+        self.config = upstreams if isinstance(upstreams, ProxyConfig) else configure(upstreams, **settings)
+        self.url = ""
+        self.urls: dict[str, str] = {}
+        self.admin_url = ""
+        self._hook = hook
+        self._upstreams: list[StdioUpstream | HttpUpstream] = []
+        self._sessions: Sessions | None = None
+        self._endpoint: Endpoint | None = None
+        self._servers: list[_Server] = []
+        self._tasks: TaskGroup | None = None
+        self._stack = AsyncExitStack()
+        self._started_at = 0.0
+        self._closing = False
+        self._closed: anyio.Event | None = None
+        self._force: anyio.Event | None = None
+
+    # -- start --------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        config = self.config
+        _check_commands(config)
+        listener = listen(config.host, config.port)
+        self._stack.callback(listener.close)
+        admin = None if config.admin_port is None else listen(config.host, config.admin_port)
+        if admin is not None:
+            self._stack.callback(admin.close)
+        self._closed, self._force = anyio.Event(), anyio.Event()
+        clock = asyncio.get_running_loop().time  # anyio.current_time looks the loop up at every call
+        self._started_at = time.monotonic()
+        try:
+            reaper = self._stack.enter_context(Reaper())
+            self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
+            sessions = self._sessions = Sessions(
+                max_sessions=config.max_sessions,
+                idle_timeout=config.session_idle_timeout,
+                keepalive=config.keepalive_interval,
+                hook=self._hook,
+                clock=clock,
+            )
+            self._upstreams = [
+                self._upstream(name, each, reaper, clock) for name, each in config.upstreams.items()
+            ]
+            for upstream in self._upstreams:
+                await upstream.start(self._tasks)
+            self._tasks.start_soon(sessions.run)
+            guard = Guard(config)
+            self._endpoint = Endpoint(self._upstreams, sessions, guard, hook=self._hook)
+            await self._serve(self._endpoint, listener)
+            if admin is not None:
+                await self._serve(admin_app(guard, lambda: not self._closing, self.stats), admin)
+                self.admin_url = _url(config.host, admin)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.aclose(force=True)
+                await self._stack.aclose()
+            raise
+        base = _url(config.host, listener)
+        self.urls = {name: f"{base}/{name}/mcp" for name in config.upstreams}
+        self.url = f"{base}/mcp" if len(self.urls) == 1 else next(iter(self.urls.values()))
+        return self
+
+    def _upstream(
+        self, name: str, config: UpstreamConfig, reaper: Reaper, clock: Clock
+    ) -> StdioUpstream | HttpUpstream:
+        if config.transport == "http":
+            return HttpUpstream(name, config, hook=self._hook, clock=clock)
+
+        def make_room() -> None:
+            assert self._sessions is not None
+            self._sessions.evict(upstream)
+
+        upstream = StdioUpstream(
+            name, config, reaper=reaper, hook=self._hook, on_starved=make_room, clock=clock
+        )
+        return upstream
+
+    async def _serve(self, app: Any, listener: socket.socket) -> None:
+        assert self._tasks is not None
+        server = _Server(app)
+        self._servers.append(server)
+        self._tasks.start_soon(server.serve, [listener])
+        await server.is_up.wait()
+
+    # -- look ---------------------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """The numbers of this moment, as plain JSON: sessions, calls in flight, and every pool's `PoolStats`."""
+        sessions = self._sessions
+        return {
+            "uptime_s": round(time.monotonic() - self._started_at, 3),
+            "sessions": 0 if sessions is None else len(sessions),
+            "calls": 0 if sessions is None else sessions.calls_in_flight(),
+            "upstreams": {
+                upstream.name: {
+                    "transport": upstream.transport,
+                    "mode": upstream.mode,
+                    "pool": asdict(upstream.stats()),
+                }
+                for upstream in self._upstreams
+            },
+        }
+
+    # -- stop ---------------------------------------------------------------------------------------------
+
+    async def aclose(self, *, force: bool = False) -> None:
+        """Stop in this order: accept nothing, end the listening streams, let calls finish up to `drain_timeout`,
+        end the sessions, close the pools and their processes, flush the last answers. Idempotent; a second caller
+        waits for the first, and `force` cuts the waiting short."""
+        assert self._closed is not None
+        assert self._force is not None
+        if force:
+            self._force.set()
+        if self._closing:
+            if force:
+                await self._close_pools(force=True)
+            await self._closed.wait()
+            return
+        self._closing = True
+        with anyio.CancelScope(shield=True):
+            for server in self._servers:
+                server.stop_accepting()
+            if self._endpoint is not None and self._sessions is not None:
+                self._endpoint.close()
+                self._sessions.close_streams()
+                await self._drain(self._endpoint)
+                await self._sessions.close_all("shut down")
+            await self._close_pools(force=self._force.is_set())
+            for server in self._servers:
+                server.should_exit = True
+                server.force_exit = self._force.is_set()
+                await server.is_down.wait()
+            if self._sessions is not None:
+                self._sessions.stop()
+            self._closed.set()
+
+    async def _drain(self, endpoint: Endpoint) -> None:
+        assert self._force is not None
+
+        async def cut_short(force: anyio.Event) -> None:
+            await force.wait()
+            tasks.cancel_scope.cancel()
+
+        with anyio.move_on_after(self.config.drain_timeout):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(cut_short, self._force)
+                await endpoint.drained()
+                tasks.cancel_scope.cancel()
+
+    async def _close_pools(self, *, force: bool) -> None:
+        async with anyio.create_task_group() as tasks:
+            for upstream in self._upstreams:
+                tasks.start_soon(partial(upstream.aclose, drain_timeout=1.0, force=force))
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose(force=kind is not None and not issubclass(kind, Exception))
+        await self._stack.__aexit__(None, None, None)
+
+
+class BackgroundProxy:
+    """A proxy in a thread of its own with its own event loop, for synchronous code and notebooks.
+
+    with mcpdiag.serve({"files": ["uvx", "mcp-server-filesystem"]}) as proxy:
+        print(proxy.url)
+
+    Interrupting a cell (KeyboardInterrupt) reaches only the caller's thread: the proxy goes on serving.
+    """
+
+    def __init__(self, upstreams: Upstreams | ProxyConfig, *, hook: Hook = NO_HOOK, **settings: Any) -> None:
+        self._proxy = Proxy(upstreams, hook=hook, **settings)
+        self._ready = threading.Event()
+        self._stop: anyio.Event | None = None
+        self._portal_call: Any = None
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="mcpdiag", daemon=True)
+
+    def start(self) -> Self:
+        """Start the thread and wait until the proxy accepts requests. Raises what `Proxy` raises."""
+        self._thread.start()
+        self._ready.wait()
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
+        atexit.register(self.close)
+        return self
+
+    def _run(self) -> None:
+        try:
+            run_loop(self._main)
+        except BaseException as failure:
+            self._failure = failure
+        finally:
+            self._ready.set()
+
+    async def _main(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._stop, self._force = anyio.Event(), False
+        stop = self._stop
+        self._portal_call = loop.call_soon_threadsafe
+        async with self._proxy as proxy:
+            self._ready.set()
+            await stop.wait()
+            await proxy.aclose(force=self._force)
+
+    @property
+    def url(self) -> str:
+        """The MCP endpoint of the only (or first) upstream."""
+        return self._proxy.url
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """The MCP endpoint of each upstream by name."""
+        return self._proxy.urls
+
+    @property
+    def admin_url(self) -> str:
+        """Where `/healthz`, `/readyz` and `/stats` are; empty without `admin_port`."""
+        return self._proxy.admin_url
+
+    def stats(self) -> dict[str, Any]:
+        """See `Proxy.stats`."""
+        return self._proxy.stats()
+
+    def close(self) -> None:
+        """Shut down as `Proxy.aclose` does and wait for the thread. Idempotent."""
+        atexit.unregister(self.close)
+        if self._stop is not None and self._thread.is_alive():
+            with contextlib.suppress(RuntimeError):  # its loop has just ended
+                self._portal_call(self._stop.set)
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self if self._ready.is_set() else self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def serve(upstreams: Upstreams | ProxyConfig, *, hook: Hook = NO_HOOK, **settings: Any) -> BackgroundProxy:
+    """Start a proxy in the background; use it in a `with` block, or call `close`. Arguments as for `Proxy`."""
+    return BackgroundProxy(upstreams, hook=hook, **settings).start()
+
+
+def run_loop(main: Any) -> Any:
+    """Run an async function on uvloop where there is one, else on asyncio's own loop."""
+    return anyio.run(main, backend_options={"use_uvloop": _has_uvloop()})
+
+
+def _has_uvloop() -> bool:
+    try:
+        import uvloop  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def configure(upstreams: Upstreams, **settings: Any) -> ProxyConfig:
+    """A ProxyConfig from plain Python values.
+
+    Raises:
+        ConfigError: one line for each mistake.
+    """
+    return load(
+        upstreams={name: _fields(each) for name, each in upstreams.items()}, cli=settings, caller="Proxy"
+    )
+
+
+def _fields(upstream: str | Sequence[str] | Mapping[str, Any] | UpstreamConfig) -> Mapping[str, object]:
+    if isinstance(upstream, UpstreamConfig):
+        return upstream.model_dump(exclude_unset=True)
+    if isinstance(upstream, Mapping):
+        return upstream
+    if isinstance(upstream, str):
+        return {"url": upstream}
+    return {"command": [*upstream]}
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket with TCP_NODELAY; asyncio sets it on accepted ones only if `proto` says TCP.
+
+    Raises:
+        StartError: the address cannot be had; the message says why.
+    """
+    try:
+        found = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise StartError(f"the host {host!r} cannot be found ({error.strerror}); use 127.0.0.1") from None
+    family, kind, proto, _, address = found[0]
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise StartError(
+                f"port {port} on {host} is in use; choose another with --port, or --port 0 for a free one"
+            ) from None
+        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def _check_commands(config: ProxyConfig) -> None:
+    """A program that does not exist is said at the start, not at the first call."""
+    for name, upstream in config.upstreams.items():
+        program = upstream.command
+        if program is None or upstream.env.get("PATH") is not None or "/" in program:
+            continue
+        if shutil.which(program) is None:
+            raise StartError(
+                f"the server '{name}' cannot be started: there is no program {program!r} on PATH; "
+                "install it or give its full path"
+            )
