@@ -35,7 +35,9 @@ def config(command: list[str], folder: Path, mode: str, lifetime: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--server", choices=SERVERS, default="embedded")
@@ -55,11 +57,15 @@ def main() -> None:
                     sessions = [open_session(url) for _ in range(CLIENTS)]
                     load(url, sessions, connections=CLIENTS, seconds=1)
                     runs[way].append(load(url, sessions, connections=CLIENTS, seconds=args.seconds))
-    print(f"one stdio server ({args.server}), max_connections=1, {CLIENTS} clients, {args.repeat} x {args.seconds:g} s")
+    print(
+        f"one stdio server ({args.server}), max_connections=1, {CLIENTS} clients, {args.repeat} x {args.seconds:g} s"
+    )
     print(f"{'':12} {'requests/s':>26} {'p50 ms':>20} {'p95 ms':>20} {'p99 ms':>20} errors")
     for way, each in runs.items():
         cells = [spread(each, field) for field in ("rps", "p50_ms", "p95_ms", "p99_ms")]
-        print(f"{way:12} {cells[0]:>26} {cells[1]:>20} {cells[2]:>20} {cells[3]:>20} {sum(r.errors for r in each):>6}")
+        print(
+            f"{way:12} {cells[0]:>26} {cells[1]:>20} {cells[2]:>20} {cells[3]:>20} {sum(r.errors for r in each):>6}"
+        )
     factor = median(runs["multiplex"], "rps") / median(runs["reuse off"], "rps")
     print(f"reuse gives {factor:.0f} times the throughput of a process for each request")
     met = {

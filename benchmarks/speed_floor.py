@@ -38,7 +38,20 @@ def start_nginx(stack: ExitStack, upstream: int) -> str:
 def profile(pid: int, seconds: float, title: str) -> None:
     """Sample the proxy and print the files its own time is spent in, in percent."""
     with tempfile.NamedTemporaryFile("r", suffix=".txt") as out:
-        command = ["py-spy", "record", "-d", f"{seconds:g}", "-r", "400", "-f", "raw", "-o", out.name, "-p", str(pid)]
+        command = [
+            "py-spy",
+            "record",
+            "-d",
+            f"{seconds:g}",
+            "-r",
+            "400",
+            "-f",
+            "raw",
+            "-o",
+            out.name,
+            "-p",
+            str(pid),
+        ]
         subprocess.run(command, capture_output=True, check=True)
         own: collections.Counter[str] = collections.Counter()
         for line in out.read().splitlines():
@@ -52,7 +65,9 @@ def profile(pid: int, seconds: float, title: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--check", action="store_true")

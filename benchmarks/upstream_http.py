@@ -3,22 +3,20 @@
 import asyncio
 import re
 import sys
+from typing import cast
 
 import httptools
 import uvloop
 
-ID = re.compile(rb'"id":(\d+)')
+ID = re.compile(rb'"id": ?(\d+)')
 RESULT = b'{"content":[{"type":"text","text":"hello"}]}'
-INITIALIZED = (
-    b'{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"bench","version":"1"}}'
-)
+INITIALIZED = b'{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"bench","version":"1"}}'
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nmcp-session-id: bench\r\ncontent-length: %d\r\n\r\n"
 
 
 class Server(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
         self.parser = httptools.HttpRequestParser(self)
         self.body = b""
 

@@ -3,11 +3,9 @@
 import os
 import re
 
-ID = re.compile(rb'"id":(\d+)')
+ID = re.compile(rb'"id": ?(\d+)')
 RESULT = b'{"content":[{"type":"text","text":"hello"}]}'
-INITIALIZED = (
-    b'{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"bench","version":"1"}}'
-)
+INITIALIZED = b'{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"bench","version":"1"}}'
 
 
 def main() -> None:

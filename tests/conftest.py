@@ -27,7 +27,9 @@ class RawClient:
     headers: dict[str, str] = field(default_factory=lambda: dict(HEADERS))
     last_id: int = 0
 
-    def http(self, method: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    def http(
+        self, method: str, body: bytes | None = None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
         """One HTTP exchange; returns status, headers (lower-case names) and the whole body."""
         parts = urlsplit(self.url)
         connection = HTTPConnection(parts.hostname or "", parts.port, timeout=30)

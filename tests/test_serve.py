@@ -82,7 +82,10 @@ def test_several_upstreams_at_once() -> None:
 
 def test_an_upstream_behind_an_upstream() -> None:
     """A proxy in front of a proxy: HTTP over stdio."""
-    with mcpdiag.serve({"inner": COMMAND}, port=0) as inner, mcpdiag.serve({"outer": inner.url}, port=0) as outer:
+    with (
+        mcpdiag.serve({"inner": COMMAND}, port=0) as inner,
+        mcpdiag.serve({"outer": inner.url}, port=0) as outer,
+    ):
         client = RawClient(outer.url).initialize()
         assert client.call("echo", text="through two") == "through two"
         assert client.call("progress", steps=2) == "done"
@@ -207,7 +210,9 @@ def test_wrong_settings_are_all_said_at_once() -> None:
 
 
 def test_a_ready_made_config_is_taken() -> None:
-    config = ProxyConfig(upstreams={"demo": UpstreamConfig(command=sys.executable, args=(COMMAND[1],))}, port=0)
+    config = ProxyConfig(
+        upstreams={"demo": UpstreamConfig(command=sys.executable, args=(COMMAND[1],))}, port=0
+    )
     with mcpdiag.serve(config) as proxy:
         assert RawClient(proxy.url).initialize().call("echo", text="x") == "x"
 

@@ -7,67 +7,26 @@ the caller holds one cancel scope around everything. A connection whose exchange
 
 from __future__ import annotations
 
-import errno
-import functools
-import os
 import select
 import socket
 import ssl
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import anyio
 import httptools
-from anyio import CancelScope, ClosedResourceError, wait_readable, wait_writable
+from anyio import CancelScope, ClosedResourceError, wait_writable
 
-from mcpdiag.errors import ConnectError, UpstreamClosed, UpstreamError, UpstreamProtocolError
+from mcpdiag.connection import dial as dialing
+from mcpdiag.connection.dial import Origin, dial, readable, say_goodbye, words
+from mcpdiag.errors import UpstreamClosed, UpstreamError, UpstreamProtocolError
 
 READ_BYTES: Final = 64 * 1024
 # The head and a body up to this size go out in one call. An idle connection takes that much at once, so that
 # the answer need not be read at the same time; should it not, the slow way of larger bodies is taken.
 JOIN_BYTES: Final = 64 * 1024
-# RFC 8305, section 5: "Connection Attempt Delay".
-ATTEMPT_DELAY: Final = 0.25
-GOODBYE_TIMEOUT: Final = 2.0
-DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 # A non-blocking socket has nothing for us at this moment; TLS says it in two more ways.
 _NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-_HOST_MISMATCH: Final = frozenset({62, 64})  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
-_UNKNOWN_CA: Final = frozenset({18, 19, 20, 21})  # X509_V_ERR_*: self-signed, or the issuer is not known
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a server listens. `str(origin)` is `scheme://host:port`, the way errors name it."""
-
-    scheme: str
-    host: str
-    port: int
-
-    @classmethod
-    def from_url(cls, url: str) -> Origin:
-        """The origin of an absolute `http://` or `https://` URL.
-
-        Raises:
-            ValueError: it is not one.
-        """
-        parts = urlsplit(url)
-        if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
-            raise ValueError(f"{url!r} is not an http:// or https:// URL")
-        host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
-        return cls(parts.scheme, host, DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port)
-
-    @property
-    def host_header(self) -> bytes:
-        """The value of `Host`: IPv6 in brackets, the scheme's default port left out."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return (host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}").encode()
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
 class Response:
@@ -109,8 +68,11 @@ class Response:
             await self._connection._fill()
         return self._take()
 
-    async def body(self) -> bytes:
+    async def body(self, heard: Callable[[], None] = lambda: None) -> bytes:
         """All of the body that `chunk` has not given out yet.
+
+        Args:
+            heard: called each time that more of it has arrived, but not for what is there already.
 
         Raises:
             UpstreamClosed: the server went away before the end.
@@ -121,6 +83,7 @@ class Response:
             raise self._connection._too_large(f"a body of {self._declared()} bytes")
         while not self.complete and self._body_bytes <= limit:
             await self._connection._fill()
+            heard()
         if self._body_bytes > limit:
             raise self._connection._too_large("a larger body")
         return self._take()
@@ -229,6 +192,7 @@ class Http1Connection:
         self.max_body_bytes = max_body_bytes
         self.max_head_bytes = max_head_bytes
         self._sock = sock
+        self._readable = readable(sock)
         self._socket_recv: Callable[[int], bytes] = sock.recv
         self._socket_send: Callable[[bytes | memoryview], int] = sock.send
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
@@ -264,15 +228,7 @@ class Http1Connection:
         Raises:
             ConnectError: the message names host, port, the reason and the remedy.
         """
-        try:
-            sock = await _dial(origin)
-        except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
-            raise ConnectError(f"cannot connect to {origin}: {_connect_trouble(origin, error)}") from error
-        if origin.scheme == "https":
-            try:
-                sock = await _shake_hands(sock, ssl_context or _default_context(), origin.host)
-            except (OSError, ValueError) as error:
-                raise ConnectError(f"no TLS with {origin}: {_tls_trouble(origin, error)}") from error
+        sock = await dial(origin, ssl_context)
         return cls(origin, sock, max_body_bytes=max_body_bytes, max_head_bytes=max_head_bytes)
 
     @property
@@ -326,7 +282,7 @@ class Http1Connection:
             except OSError as error:
                 # Nothing of it went out. Under TLS a whole record may have, in front of the one that failed.
                 self.sent = self._tls is not None
-                raise self._lost(f"the server had broken it before ({_words(error)})") from error
+                raise self._lost(f"the server had broken it before ({words(error)})") from error
             if taken < len(data):
                 await self._send_and_read(memoryview(data)[taken:])
         while not response.status:
@@ -348,17 +304,18 @@ class Http1Connection:
         self._idle = False
         try:
             if tls is not None:
-                with anyio.move_on_after(GOODBYE_TIMEOUT):
-                    await _say_goodbye(tls)
+                with anyio.move_on_after(dialing.GOODBYE_TIMEOUT):
+                    await say_goodbye(tls, self._readable)
         finally:
             if self._sock.fileno() != -1:
+                self._readable.close()
                 anyio.notify_closing(self._sock)
                 self._sock.close()
 
     async def _fill(self) -> None:
         """Wait for bytes and parse them."""
         try:
-            await wait_readable(self._sock)
+            await self._readable.wait()
             data = self._socket_recv(READ_BYTES)
         except _NOT_NOW:
             return
@@ -366,7 +323,7 @@ class Http1Connection:
             raise self._lost("the proxy closed it") from error
         except OSError as error:
             # RFC 9112, section 9.5: the reset answers what is left of our request, not a lack of theirs.
-            self._end(f"the server broke it ({_words(error)})", error, lawful=self._unsent)
+            self._end(f"the server broke it ({words(error)})", error, lawful=self._unsent)
             return
         if data:
             self._parse(data)
@@ -504,149 +461,3 @@ class Http1Connection:
         return (
             f"<Http1Connection {self.origin} from port {self.local_port}: {state}, {self.requests} requests>"
         )
-
-
-Address = tuple[socket.AddressFamily, Any]
-
-
-async def _dial(origin: Origin) -> socket.socket:
-    """A TCP connection to the first address that takes one; the next is tried after 250 ms (RFC 8305)."""
-    addresses = await _resolve(origin)
-    if len(addresses) == 1:
-        return await _connect(addresses[0])
-    winner: socket.socket | None = None
-    failures: list[OSError] = []
-
-    async def attempt(address: Address, done: anyio.Event, scope: CancelScope) -> None:
-        nonlocal winner
-        try:
-            sock = await _connect(address)
-        except OSError as error:
-            failures.append(error)
-        else:
-            if winner is None:
-                winner = sock
-                scope.cancel()
-            else:
-                sock.close()
-        finally:
-            done.set()
-
-    try:
-        async with anyio.create_task_group() as group:
-            for address in addresses:
-                done = anyio.Event()
-                group.start_soon(attempt, address, done, group.cancel_scope)
-                with anyio.move_on_after(ATTEMPT_DELAY):
-                    await done.wait()
-    except BaseException:
-        if winner is not None:  # cancelled from outside in the moment it was found
-            winner.close()
-        raise
-    if winner is None:
-        raise failures[0]
-    return winner
-
-
-async def _resolve(origin: Origin) -> list[Address]:
-    kind = {"type": socket.SOCK_STREAM, "proto": socket.IPPROTO_TCP}
-    try:  # an address needs no thread
-        found = socket.getaddrinfo(origin.host, origin.port, flags=socket.AI_NUMERICHOST, **kind)
-    except socket.gaierror:
-        return [(info[0], info[4]) for info in await anyio.getaddrinfo(origin.host, origin.port, **kind)]
-    return [(info[0], info[4]) for info in found]
-
-
-async def _connect(address: Address) -> socket.socket:
-    family, where = address
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        sock.setblocking(False)
-        # Head and body of a small request are one packet; Nagle would hold back the next for 40 ms.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY):
-            raise AssertionError("the system did not take TCP_NODELAY")
-        error = sock.connect_ex(where)
-        if error == errno.EINPROGRESS:
-            await wait_writable(sock)
-            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            raise OSError(error, os.strerror(error))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-@functools.cache
-def _default_context() -> ssl.SSLContext:
-    return ssl.create_default_context()  # reads all of the system's certificates: once, not once a connection
-
-
-async def _shake_hands(sock: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        tls = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
-    except BaseException:
-        sock.close()
-        raise
-    try:
-        await _finish(tls, tls.do_handshake)
-    except BaseException:
-        tls.close()
-        raise
-    return tls
-
-
-async def _say_goodbye(tls: ssl.SSLSocket) -> None:
-    """Send close_notify and wait for the server's: RFC 9112, section 9.8."""
-    with suppress(OSError, ValueError, ClosedResourceError):  # it has left already, or `force` closed it
-        await _finish(tls, tls.unwrap)
-
-
-async def _finish(tls: ssl.SSLSocket, step: Callable[[], object]) -> None:
-    while True:
-        try:
-            step()
-        except ssl.SSLWantReadError:
-            await wait_readable(tls)
-        except ssl.SSLWantWriteError:
-            await wait_writable(tls)
-        else:
-            return
-
-
-def _connect_trouble(origin: Origin, error: OSError | ValueError) -> str:
-    """The reason and the remedy."""
-    if isinstance(error, (socket.gaierror, ValueError)):
-        return f"the name {origin.host!r} was not found ({_words(error)}); correct 'url' or the name service"
-    match error.errno:
-        case errno.ECONNREFUSED:
-            return f"refused, nothing listens on port {origin.port}; start the server or correct 'url'"
-        case errno.EMFILE | errno.ENFILE:
-            return f"{_words(error)} in the proxy; raise 'ulimit -n' or lower max_connections"
-        case _:
-            return f"{_words(error)}; check 'url' and the network between the proxy and the server"
-
-
-def _tls_trouble(origin: Origin, error: OSError | ValueError) -> str:
-    """The reason and the remedy."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        reason = error.verify_message.rstrip(".")
-        if error.verify_code in _HOST_MISMATCH:
-            remedy = (
-                f"the certificate is not for {origin.host!r}: correct the host in 'url' or the certificate"
-            )
-        elif error.verify_code in _UNKNOWN_CA:
-            remedy = "its issuer is not trusted: name the issuer's certificate in SSL_CERT_FILE"
-        else:
-            remedy = "renew the server's certificate"
-        return f"certificate problem ({reason}); {remedy}"
-    if isinstance(error, ssl.SSLError) and error.reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST"}:
-        return "the server does not speak TLS on this port; use http:// in 'url' or the port that does"
-    return f"the handshake failed ({_words(error)}); check the TLS settings and the log of the server"
-
-
-def _words(error: OSError | ValueError) -> str:
-    """What the system says, without Python's decoration."""
-    return getattr(error, "strerror", None) or str(error)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import anyio
+import anyio.lowlevel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Script:
 class ScriptedConnection:
     """One connection that plays a script. `number` counts from 0 in the order of opening."""
 
-    def __init__(self, script: Script = Script(), number: int = 0) -> None:  # noqa: B008  (it is frozen)
+    def __init__(self, script: Script = Script(), number: int = 0) -> None:
         self.script = script
         self.number = number
         self.inflight = 0
@@ -84,8 +85,10 @@ class ScriptedConnection:
             self._forced.set()
             error = script.force_error
         else:
-            with anyio.move_on_after(script.close_s):
-                await self._forced.wait()
+            await anyio.lowlevel.checkpoint()
+            if script.close_s:
+                with anyio.move_on_after(script.close_s):
+                    await self._forced.wait()
             error = None if self._forced.is_set() else script.close_error
         if error is not None:
             raise error

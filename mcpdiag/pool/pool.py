@@ -81,9 +81,7 @@ class Pool(Generic[C]):
         clock: Clock = anyio.current_time,
     ) -> None:
         self.name = name
-        self._connect = (
-            connect  # upkeep holds it weakly: a method of an object that holds the pool would keep it alive
-        )
+        self._connect = connect  # upkeep holds it weakly: it may belong to an object that holds the pool
         self._acquire_timeout = acquire_timeout
         self._connect_timeout = connect_timeout
         self._on_starved = on_starved

@@ -216,9 +216,11 @@ class Upkeep(Generic[C]):
             if not isinstance(error, Exception) and anyio.current_effective_deadline() == -math.inf:
                 raise  # we are cancelled; else the opener let a cancellation of its own escape, which is a failure
             log.exception("connecting to '%s' failed in an unexpected way", self.name)
-            return ConnectError(
+            failure = ConnectError(
                 f"connecting to '{self.name}' failed: {error!r}", data={"upstream": self.name}
             )
+            failure.__cause__ = error
+            return failure
         now = self.clock()
         self.ledger.opened(slot, connection, now, now - began)
         if connection.healthy or self.ledger.shutting:
@@ -229,7 +231,7 @@ class Upkeep(Generic[C]):
         )
 
     async def _close(self, slot: Slot[C], force: bool) -> None:
-        """Nicely, unless `force`; by force also where that hangs or raises. Then it leaves the books in any case."""
+        """Nicely, unless `force`; by force where that hangs or raises. Then it leaves the books in any case."""
         try:
             if force or self._hurry or not await self._closed(slot, force=False):
                 await self._closed(slot, force=True)
@@ -244,10 +246,8 @@ class Upkeep(Generic[C]):
                 slot.scope = None if force else scope
                 await slot.connection.aclose(force=force)
                 return True
-        except (
-            Exception,
-            anyio.get_cancelled_exc_class(),
-        ):  # shielded: a cancellation is the connection's own
+        # Shielded: a cancellation that arrives here is the connection's own.
+        except (Exception, anyio.get_cancelled_exc_class()):
             log.exception("closing a connection of '%s' failed", self.name)
         else:
             if not self._hurry:

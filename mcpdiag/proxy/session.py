@@ -103,13 +103,14 @@ class Sessions:
             self._sessions[session.id] = session
 
     def evict(self, upstream: Upstream | None) -> bool:
-        """End the session that has been idle longest, to make room; of `upstream` only, if given.
+        """End the session that has been idle longest, to make room: among the sessions, or for a connection to
+        `upstream`, if one is given; then only a session that holds one is ended.
 
         Its client gets 404 and starts again, as the specification says.
         """
-        idle = [
-            s for s in self._sessions.values() if not s.busy and (upstream is None or s.upstream is upstream)
-        ]
+        idle = [session for session in self._sessions.values() if not session.busy]
+        if upstream is not None:
+            idle = [s for s in idle if s.upstream is upstream and getattr(s.at, "holds_connection", True)]
         if not idle:
             return False
         self.end_soon(min(idle, key=lambda session: session.used_at), "evicted to make room")

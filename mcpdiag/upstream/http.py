@@ -17,7 +17,8 @@ import anyio
 from anyio.abc import TaskGroup
 
 from mcpdiag.config import PoolMode, UpstreamConfig
-from mcpdiag.connection.http1 import Http1Connection, Origin, Response
+from mcpdiag.connection.dial import Origin
+from mcpdiag.connection.http1 import Http1Connection, Response
 from mcpdiag.errors import (
     ConnectTimeout,
     McpDiagError,
@@ -141,13 +142,14 @@ class HttpSession:
         message = exchange.message
         body = encode_request(message.id, message.method, bytes(message.params))
         response = await self._send(exchange, body)
-        exchange.heard()
+        if not response.complete:
+            exchange.heard()
         content_type = find(response.headers, b"content-type")
         if message.method == "initialize" and response.status == 200:
             self._session_id = find(response.headers, MCP_SESSION_ID) or b""
         if response.status == 200 and is_event_stream(content_type):
             return Answer(content_type=b"text/event-stream", events=self._relay(exchange, response))
-        data = await response.body()
+        data = await response.body(exchange.heard)
         if response.status == 200 and is_json(content_type):
             self._finish(exchange, data)
             exchange.end(reusable=True)
@@ -208,8 +210,12 @@ class HttpSession:
         resumable = False
         try:
             while chunk := await response.chunk():
-                exchange.heard()
-                for event in decoder.feed(chunk):
+                events = decoder.feed(chunk)
+                if decoder.pending or any(event.has_data for event in events):
+                    exchange.heard()  # a comment alone is no message: it keeps connections alive, not answers
+                elif not events:
+                    yield COMMENT_KEEPALIVE
+                for event in events:
                     resumable = resumable or bool(event.id)
                     final = self._is_answer(exchange, event.data, wanted)
                     if not final and event.data:

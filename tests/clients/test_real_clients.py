@@ -20,7 +20,14 @@ import mcpdiag
 ROOT = Path(__file__).parents[2]
 NODE = ROOT / ".tools" / "node" / "bin" / "node"
 EVERYTHING = (
-    ROOT / ".tools" / "node" / "node_modules" / "@modelcontextprotocol" / "server-everything" / "dist" / "index.js"
+    ROOT
+    / ".tools"
+    / "node"
+    / "node_modules"
+    / "@modelcontextprotocol"
+    / "server-everything"
+    / "dist"
+    / "index.js"
 )
 PYTHON_2 = ROOT / ".tools" / "mcp2" / "bin" / "python"
 HERE = Path(__file__).parent
@@ -68,17 +75,22 @@ def upstream(request: pytest.FixtureRequest, http_everything: str) -> Any:
 @pytest.mark.parametrize("client", CLIENTS)
 def test_lists_calls_and_survives_a_timeout(client: str, upstream: Any) -> None:
     """The caller sees the proxy's own message about the timeout, and the session goes on."""
-    with mcpdiag.serve({"everything": upstream}, port=0, request_timeout="1500ms") as proxy:
+    limits = {
+        "request_timeout": "1500ms",
+        "response_timeout": "1500ms",
+    }  # its HTTP answers begin at once, with SSE
+    with mcpdiag.serve({"everything": upstream}, port=0, **limits) as proxy:
         found = subprocess.run(
             [*CLIENTS[client], proxy.url, *SLOW], capture_output=True, text=True, timeout=55
         )
         assert found.returncode == 0, found.stderr
         seen = json.loads(found.stdout.strip().splitlines()[-1])
     assert seen["tools"] >= 10
-    assert "hello" in seen["echo"].lower() or seen["echo"]
-    assert "'everything' sent nothing in answer to tools/call 'trigger-long-running-operation'" in seen["error"]
-    assert "within 1.5 s (request_timeout)" in seen["error"]
-    assert seen["echo_after"] == seen["echo"]
+    assert seen["echo"] == "Echo: hello"
+    assert "the server 'everything'" in seen["error"]
+    assert "answer to tools/call 'trigger-long-running-operation'" in seen["error"]
+    assert "1.5 s (request_timeout)" in seen["error"] or "1.5 s (response_timeout)" in seen["error"]
+    assert seen["echo_after"] == "Echo: still here"
     assert seen["protocol"] == "2025-11-25"
 
 

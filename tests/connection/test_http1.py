@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import ssl
 import struct
@@ -19,9 +20,10 @@ from anyio.abc import ByteStream
 from anyio.lowlevel import checkpoint
 from anyio.streams.tls import TLSStream
 
-from mcpdiag.connection import http1
+from mcpdiag.connection import dial as dialing
 from mcpdiag.connection.base import Connection
-from mcpdiag.connection.http1 import Http1Connection, Origin
+from mcpdiag.connection.dial import Origin
+from mcpdiag.connection.http1 import Http1Connection
 from mcpdiag.errors import ConnectError, UpstreamClosed, UpstreamProtocolError
 
 pytestmark = pytest.mark.anyio
@@ -163,8 +165,10 @@ async def reset(peer: Peer) -> None:
 
 
 async def readable(connection: Http1Connection) -> None:
-    """Wait until something (bytes, EOF, a reset) has arrived at an idle connection."""
-    await anyio.wait_readable(connection._sock)
+    """Until the socket has something to read, without a registration of its own in the event loop."""
+    poll = select.poll()
+    poll.register(connection._sock, select.POLLIN)
+    assert await anyio.to_thread.run_sync(poll.poll, HANG * 1000)
 
 
 async def healthy_once_readable(connection: Http1Connection) -> bool:
@@ -246,10 +250,10 @@ async def test_an_unknown_name_is_called_so(host: str) -> None:
 async def test_other_failures_to_connect_keep_the_system_s_words(
     monkeypatch: pytest.MonkeyPatch, code: int, remedy: str
 ) -> None:
-    async def fail(address: http1.Address) -> socket.socket:
+    async def fail(address: dialing.Address) -> socket.socket:
         raise OSError(code, "words of the system")
 
-    monkeypatch.setattr(http1, "_connect", fail)
+    monkeypatch.setattr(dialing, "_connect", fail)
     with pytest.raises(ConnectError, match=f"http://127.0.0.1:9: words of the system.*{remedy}"):
         await Http1Connection.open(Origin("http", "127.0.0.1", 9))
 
@@ -262,7 +266,7 @@ async def test_a_connect_that_is_cancelled_leaves_no_socket(monkeypatch: pytest.
         waiting.set()
         await anyio.sleep_forever()
 
-    monkeypatch.setattr(http1, "wait_writable", never)
+    monkeypatch.setattr(dialing, "wait_writable", never)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -273,8 +277,8 @@ async def test_a_connect_that_is_cancelled_leaves_no_socket(monkeypatch: pytest.
                 group.cancel_scope.cancel()
 
 
-def addresses(*ports: int) -> Callable[[Origin], Awaitable[list[http1.Address]]]:
-    async def resolve(origin: Origin) -> list[http1.Address]:
+def addresses(*ports: int) -> Callable[[Origin], Awaitable[list[dialing.Address]]]:
+    async def resolve(origin: Origin) -> list[dialing.Address]:
         return [(socket.AF_INET, ("127.0.0.1", port)) for port in ports]
 
     return resolve
@@ -284,7 +288,7 @@ async def test_a_name_with_a_dead_and_a_live_address_connects(monkeypatch: pytes
     with socket.socket() as dead:
         dead.bind(("127.0.0.1", 0))
         async with listening(answering(OK, then=stay)) as origin:
-            monkeypatch.setattr(http1, "_resolve", addresses(dead.getsockname()[1], origin.port))
+            monkeypatch.setattr(dialing, "_resolve", addresses(dead.getsockname()[1], origin.port))
             connection = await Http1Connection.open(Origin("http", "two.test", origin.port))
             assert await exchange(connection) == (200, b"{}")
             await connection.aclose()
@@ -295,7 +299,7 @@ async def test_a_name_with_only_dead_addresses_tells_the_first_reason(
 ) -> None:
     with socket.socket() as dead:
         dead.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(http1, "_resolve", addresses(dead.getsockname()[1], dead.getsockname()[1]))
+        monkeypatch.setattr(dialing, "_resolve", addresses(dead.getsockname()[1], dead.getsockname()[1]))
         with anyio.fail_after(HANG), pytest.raises(ConnectError, match=r"two\.test:1: refused"):
             await Http1Connection.open(Origin("http", "two.test", 1))
 
@@ -307,11 +311,11 @@ class GatedConnect:
         self.gate = anyio.Event()
         self.begun = 0
         self.made: list[socket.socket] = []
-        monkeypatch.setattr(http1, "_connect", self)
-        monkeypatch.setattr(http1, "_resolve", addresses(1, 2))
-        monkeypatch.setattr(http1, "ATTEMPT_DELAY", 0.0)
+        monkeypatch.setattr(dialing, "_connect", self)
+        monkeypatch.setattr(dialing, "_resolve", addresses(1, 2))
+        monkeypatch.setattr(dialing, "ATTEMPT_DELAY", 0.0)
 
-    async def __call__(self, address: http1.Address) -> socket.socket:
+    async def __call__(self, address: dialing.Address) -> socket.socket:
         self.begun += 1
         with CancelScope(shield=True):
             await self.gate.wait()
@@ -335,10 +339,29 @@ async def test_of_two_addresses_that_connect_one_is_kept_and_one_closed(
                 attempts.gate.set()
 
             group.start_soon(open_gate)
-            sock = await http1._dial(Origin("http", "two.test", 1))
+            sock = await dialing._race(Origin("http", "two.test", 1))
     assert len(attempts.made) == 2
     assert [made.fileno() for made in attempts.made if made is not sock] == [-1]
     sock.close()
+
+
+async def test_an_address_that_never_answers_does_not_hold_up_the_one_that_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connect = dialing._connect
+
+    async def maybe(address: dialing.Address) -> socket.socket:
+        if address[1][1] == 1:
+            await anyio.sleep_forever()
+        return await connect(address)
+
+    async with listening(stay) as origin:
+        monkeypatch.setattr(dialing, "ATTEMPT_DELAY", 0.0)
+        monkeypatch.setattr(dialing, "_connect", maybe)
+        monkeypatch.setattr(dialing, "_resolve", addresses(1, origin.port))
+        connection = await Http1Connection.open(Origin("http", "two.test", 80))
+        assert connection._sock.getpeername()[1] == origin.port
+        await connection.aclose()
 
 
 async def test_a_connect_cancelled_in_the_moment_it_succeeds_closes_what_it_won(
@@ -349,7 +372,7 @@ async def test_a_connect_cancelled_in_the_moment_it_succeeds_closes_what_it_won(
     handed_over: list[socket.socket] = []
 
     async def dial() -> None:
-        handed_over.append(await http1._dial(Origin("http", "two.test", 1)))
+        handed_over.append(await dialing._race(Origin("http", "two.test", 1)))
 
     with anyio.fail_after(HANG):
         async with anyio.create_task_group() as group:
@@ -546,6 +569,20 @@ async def test_a_server_that_closes_after_one_exchange_is_single_shot(version: b
     async with connected(answering(answer)) as connection:
         assert not connection.single_shot
         assert await exchange(connection) == (200, b"{}")
+        assert (connection.healthy, connection.single_shot) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        OK.replace(b"Content-T", b"Connection: close\r\nContent-T"),
+    ],
+)
+async def test_a_connection_that_the_server_is_about_to_close_is_not_reused(answer: bytes) -> None:
+    """Its word counts, not the FIN, which here never comes."""
+    async with connected(answering(answer, then=stay)) as connection:
+        await exchange(connection)
         assert (connection.healthy, connection.single_shot) == (False, True)
 
 
@@ -1307,7 +1344,7 @@ async def test_tls_says_goodbye_unless_forced(authority: trustme.CA, force: bool
 async def test_a_server_that_does_not_answer_the_goodbye_is_not_waited_for_long(
     authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http1, "GOODBYE_TIMEOUT", 0.01)
+    monkeypatch.setattr(dialing, "GOODBYE_TIMEOUT", 0.01)
 
     async def handler(stream: TLSStream) -> None:
         await anyio.sleep_forever()
@@ -1320,21 +1357,16 @@ async def test_a_server_that_does_not_answer_the_goodbye_is_not_waited_for_long(
 async def test_a_forced_close_ends_a_goodbye_that_waits(
     authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http1, "GOODBYE_TIMEOUT", 3600.0)
-    waiting = anyio.Event()
-
-    async def announced(sock: socket.socket) -> None:
-        waiting.set()
-        await anyio.wait_readable(sock)
+    monkeypatch.setattr(dialing, "GOODBYE_TIMEOUT", 3600.0)
 
     async def handler(stream: TLSStream) -> None:
         await anyio.sleep_forever()
 
     async with connected_tls(handler, authority) as connection:
-        monkeypatch.setattr(http1, "wait_readable", announced)
         async with anyio.create_task_group() as group:
             group.start_soon(connection.aclose)
-            await waiting.wait()
+            for _ in range(10):  # its close_notify is out, and it waits for the server's
+                await checkpoint()
             await connection.aclose(force=True)
         assert connection._sock.fileno() == -1
 
@@ -1348,13 +1380,14 @@ async def test_a_step_of_tls_waits_for_what_it_asks_for(monkeypatch: pytest.Monk
     async def wait_readable(sock: socket.socket) -> None:
         waited.append("readable")
 
-    monkeypatch.setattr(http1, "wait_writable", wait_writable)
-    monkeypatch.setattr(http1, "wait_readable", wait_readable)
+    monkeypatch.setattr(dialing, "wait_writable", wait_writable)
+    monkeypatch.setattr(dialing, "wait_readable", wait_readable)
     asks = iter([ssl.SSLWantWriteError(), ssl.SSLWantReadError(), None])
 
     def step() -> None:
         if (error := next(asks)) is not None:
             raise error
 
-    await http1._finish(cast("ssl.SSLSocket", None), step)
+    sock = cast("ssl.SSLSocket", None)
+    await dialing._finish(sock, dialing.AnyReadable(sock), step)
     assert waited == ["writable", "readable"]

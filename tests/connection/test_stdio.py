@@ -139,10 +139,18 @@ async def test_a_message_goes_to_the_child_and_its_answer_comes_back() -> None:
     assert repr(talk.connection).endswith("closed, 1 answers>")
 
 
-async def test_the_child_gets_the_environment_of_the_proxy_and_what_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_child_gets_the_environment_of_the_proxy_and_what_is_added(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MCPDIAG_TEST_A", "proxy")
     monkeypatch.setenv("MCPDIAG_TEST_B", "proxy")
-    show = [sys.executable, "-I", "-S", "-c", "import os, json; print(json.dumps(dict(os.environ)), flush=True)"]
+    show = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        "import os, json; print(json.dumps(dict(os.environ)), flush=True)",
+    ]
     async with running(*show, env={"MCPDIAG_TEST_B": "own", "MCPDIAG_TEST_C": "=ä"}) as talk:
         await talk.connection.lost.wait()
         seen = talk.connection.last_stray.decode(errors="replace")
@@ -193,7 +201,11 @@ async def test_the_child_inherits_no_file_of_the_proxy() -> None:
 @pytest.mark.parametrize(
     ("argv", "cwd", "reason"),
     [
-        (["no-such-program"], None, "there is no program 'no-such-program' on PATH; install it or give its full path"),
+        (
+            ["no-such-program"],
+            None,
+            "there is no program 'no-such-program' on PATH; install it or give its full path",
+        ),
         (["/no/such/program"], None, "there is no program '/no/such/program'"),
         (["{tmp}/data.txt"], None, "may not be executed; check its permissions"),
         (["{tmp}"], None, "may not be executed; check its permissions"),
@@ -291,7 +303,9 @@ async def test_closed_before_it_ran_it_refuses_to_run() -> None:
     await talk.connection.aclose()
 
 
-async def test_closed_while_it_starts_it_ends_as_soon_as_it_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closed_while_it_starts_it_ends_as_soon_as_it_has_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seam = Seam(monkeypatch)
     talk = Talk(*command("noisy"))
     with anyio.fail_after(GUARD):
@@ -351,7 +365,16 @@ async def test_a_last_line_that_is_too_long_is_counted() -> None:
 
 @pytest.mark.parametrize(
     "raw",
-    [b"starting up", b'"\xff\xfe"', b'{"jsonrpc":"2.0"', b"[INFO] hi", b"\x00\x01", b'{"a":1}', b"[]", b"null"],
+    [
+        b"starting up",
+        b'"\xff\xfe"',
+        b'{"jsonrpc":"2.0"',
+        b"[INFO] hi",
+        b"\x00\x01",
+        b'{"a":1}',
+        b"[]",
+        b"null",
+    ],
 )
 async def test_a_line_that_is_not_json_rpc_is_counted_and_the_connection_lives(raw: bytes) -> None:
     async with running(*command("noisy", "--raw", raw.hex())) as talk:
@@ -410,7 +433,9 @@ async def test_each_message_of_a_batch_is_heard() -> None:
         assert [message.kind for message in talk.heard] == ["notification", "response"]
 
 
-async def test_a_message_that_cannot_be_handled_does_not_end_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_message_that_cannot_be_handled_does_not_end_the_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with running(*command("noisy")) as talk:
         heard = talk.connection.on_message
 
@@ -511,7 +536,9 @@ async def test_a_child_that_closes_only_its_stderr_goes_on() -> None:
 
 
 async def test_a_child_that_closes_all_three_and_lives_on_is_lost_and_killed() -> None:
-    async with running(*command("hangs", "--close", "stdin", "stdout", "stderr"), close_timeout=SHORT) as talk:
+    async with running(
+        *command("hangs", "--close", "stdin", "stdout", "stderr"), close_timeout=SHORT
+    ) as talk:
         with pytest.raises(UpstreamClosed):
             await talk.call("any")
         await talk.connection.aclose()
@@ -742,7 +769,9 @@ async def test_a_child_that_ignores_both_gets_sigkill() -> None:
 
 async def test_sigterm_and_sigkill_go_to_the_whole_group() -> None:
     """The grandchildren ignore SIGTERM as their parent does."""
-    async with running(*command("forks", "--children", "3", "--ignore", "eof", "term"), close_timeout=SHORT) as talk:
+    async with running(
+        *command("forks", "--children", "3", "--ignore", "eof", "term"), close_timeout=SHORT
+    ) as talk:
         pids = await talk.pids()
         await talk.connection.aclose()
         assert talk.connection.returncode == -signal.SIGKILL
@@ -776,7 +805,10 @@ async def test_force_cuts_the_wait_for_the_end_of_stdin_short() -> None:
 
 async def test_force_cuts_the_wait_after_sigterm_short(tmp_path: Path) -> None:
     termed = tmp_path / "term"
-    async with running(*command("stubborn", "--term-file", str(termed))) as talk, anyio.create_task_group() as tasks:
+    async with (
+        running(*command("stubborn", "--term-file", str(termed))) as talk,
+        anyio.create_task_group() as tasks,
+    ):
         await talk.ready()
         talk.connection._close_timeout = SHORT
         tasks.start_soon(talk.connection.aclose)

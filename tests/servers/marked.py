@@ -197,6 +197,14 @@ class Server:
         """One progress message, then nothing for ever."""
         self.write({"method": "notifications/progress", "params": {"progressToken": token, "progress": 1}})
 
+    def tool_babble(self, token: Any, every_ms: int) -> str:
+        """Lines that are no messages, for ever."""
+        while True:
+            with self._lock:
+                sys.stdout.write("still computing...\n")
+                sys.stdout.flush()
+            time.sleep(every_ms / 1000)
+
     def tool_exit(self, token: Any, code: int, words: str) -> None:
         sys.stderr.write(words + "\n")
         sys.stderr.flush()
