@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import errno
 import logging
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from functools import partial
@@ -23,7 +22,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import anyio
-import uvicorn
 from anyio.abc import TaskGroup
 
 from mcpdiag.config import ProxyConfig, UpstreamConfig
@@ -35,54 +33,13 @@ from mcpdiag.proxy.admin import admin_app
 from mcpdiag.proxy.endpoint import Endpoint
 from mcpdiag.proxy.guard import Guard
 from mcpdiag.proxy.session import Sessions
+from mcpdiag.server import Server, listen
 from mcpdiag.upstream.http import HttpUpstream
 from mcpdiag.upstream.stdio import StdioUpstream
 
 log = logging.getLogger("mcpdiag.serve")
 Upstreams = Mapping[str, "str | Sequence[str] | Mapping[str, Any] | UpstreamConfig"]
 Clock = Callable[[], float]
-KEEP_ALIVE = 75  # seconds that an idle client connection is kept
-FLUSH = 2  # seconds for the last bytes to clients
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, which tells when it has started."""
-
-    def __init__(self, app: Any) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=FLUSH,
-            )
-        )
-        self.is_up, self.is_down = anyio.Event(), anyio.Event()
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        try:
-            await super().serve(sockets)
-        finally:
-            self.is_up.set()
-            self.is_down.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield  # signals belong to whoever runs us: the CLI, or a notebook kernel
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.is_up.set()
-
-    def stop_accepting(self) -> None:
-        for server in self.servers:
-            server.close()
 
 
 class Proxy:
@@ -111,7 +68,7 @@ class Proxy:
         self._upstreams: list[StdioUpstream | HttpUpstream] = []
         self._sessions: Sessions | None = None
         self._endpoint: Endpoint | None = None
-        self._servers: list[_Server] = []
+        self._servers: list[Server] = []
         self._tasks: TaskGroup | None = None
         self._stack = AsyncExitStack()
         self._started_at = 0.0
@@ -181,7 +138,7 @@ class Proxy:
 
     async def _serve(self, app: Any, listener: socket.socket) -> None:
         assert self._tasks is not None
-        server = _Server(app)
+        server = Server(app)
         self._servers.append(server)
         self._tasks.start_soon(server.serve, [listener])
         await server.is_up.wait()
@@ -379,36 +336,6 @@ def _fields(upstream: str | Sequence[str] | Mapping[str, Any] | UpstreamConfig) 
     if isinstance(upstream, str):
         return {"url": upstream}
     return {"command": [*upstream]}
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket with TCP_NODELAY; asyncio sets it on accepted ones only if `proto` says TCP.
-
-    Raises:
-        StartError: the address cannot be had; the message says why.
-    """
-    try:
-        found = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
-        )
-    except OSError as error:
-        raise StartError(f"the host {host!r} cannot be found ({error.strerror}); use 127.0.0.1") from None
-    family, kind, proto, _, address = found[0]
-    listener = socket.socket(family, kind, proto)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise StartError(
-                f"port {port} on {host} is in use; choose another with --port, or --port 0 for a free one"
-            ) from None
-        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    listener.setblocking(False)
-    return listener
 
 
 def _url(host: str, listener: socket.socket) -> str:

@@ -25,7 +25,7 @@ FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floo
 CONFINED = {
     "httpx": {"upstream"},
     "httpx_sse": {"upstream"},
-    "uvicorn": {"serve"},
+    "uvicorn": {"server"},
     "uvloop": {"serve"},
     "starlette": {"proxy.admin"},
     "httptools": {"connection.http1"},

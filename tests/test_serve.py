@@ -20,7 +20,8 @@ from mcpdiag.config import ProxyConfig, UpstreamConfig
 from mcpdiag.embedded import COMMAND
 from mcpdiag.errors import ConfigError, StartError
 from mcpdiag.hooks import Event, ExchangeDone, Happened
-from mcpdiag.serve import Proxy, listen
+from mcpdiag.serve import Proxy
+from mcpdiag.server import listen
 from tests.conftest import RawClient, own_processes
 
 pytestmark = pytest.mark.usefixtures("nothing_left")

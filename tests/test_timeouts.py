@@ -17,12 +17,11 @@ import anyio
 import pytest
 
 from mcpdiag.serve import Proxy
-from tests.proxy.client import LOOPS, Client, Json, Recorder, pool, proxied, text_of, until
+from tests.proxy.client import UVLOOP, Client, Json, Recorder, on_both_loops, pool, proxied, text_of, until
 from tests.servers import marked
 from tests.servers.http_faults import HttpFaults, blackhole, mute
 
 pytestmark = pytest.mark.anyio
-on_both_loops = pytest.mark.parametrize("anyio_backend", LOOPS, ids=["uvloop", "asyncio"])
 SLACK_MS = 250  # what the issue allows on top of a limit
 EARLY_MS = 20  # uvloop counts its timers from the start of the turn
 SERVER = [*marked.COMMAND]
@@ -30,22 +29,21 @@ SERVER = [*marked.COMMAND]
 
 @pytest.fixture
 def anyio_backend() -> Any:
-    return LOOPS[0]
+    return UVLOOP
 
 
 def stdio(mode: str = "session", *arguments: str) -> Json:
     return {"command": SERVER[0], "args": [*SERVER[1:], *arguments], "pool_mode": mode}
 
 
-def check(error: Json, kind: str, phase: str, limit: float, *words: str, since_start: bool = True) -> None:
+def check(error: Json, kind: str, phase: str, limit: float, *words: str, name: str = "up") -> None:
     """The error is of this type, has the five members, says these words, and came in time."""
     data, limit_ms = error["data"], round(limit * 1000)
     assert {"type", "upstream", "phase", "elapsed_ms", "limit_ms"} <= set(data)
-    assert (data["type"], data["upstream"], data["phase"], data["limit_ms"]) == (kind, "up", phase, limit_ms)
-    for word in ("'up'", f"{limit:g} s", *words):
+    assert (data["type"], data["upstream"], data["phase"], data["limit_ms"]) == (kind, name, phase, limit_ms)
+    for word in (f"'{name}'", f"{limit:g} s", *words):
         assert word in error["message"], error["message"]
-    if since_start:
-        assert limit_ms - EARLY_MS <= data["elapsed_ms"] <= limit_ms + SLACK_MS
+    assert limit_ms - EARLY_MS <= data["elapsed_ms"] <= limit_ms + SLACK_MS
 
 
 @dataclass
@@ -57,10 +55,10 @@ class Outcome:
     error: Json
 
 
-async def failing_call(client: Client, tool: str, **arguments: Any) -> Outcome:
+async def failing_call(client: Client, tool: str, request_id: str = "my-id", **arguments: Any) -> Outcome:
     """A call that has to end in an error of ours: JSON-RPC, HTTP 200, the id restored."""
     params = {"name": tool, "arguments": arguments, "_meta": {"progressToken": "token"}}
-    response = await client.whole(client.message("tools/call", params, request_id="my-id"))
+    response = await client.whole(client.message("tools/call", params, request_id))
     assert response.status_code == 200
     kind = response.headers["content-type"]
     if kind == "application/json":
@@ -69,7 +67,7 @@ async def failing_call(client: Client, tool: str, **arguments: Any) -> Outcome:
         lines = response.text.splitlines()
         messages = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
     *before, last = messages
-    assert last["id"] == "my-id"
+    assert last["id"] == request_id
     assert last["error"]["code"] in range(-32019, -31999)
     return Outcome(kind, before, last["error"])
 
@@ -81,38 +79,44 @@ async def works(client: Client) -> bool:
 # -- HTTP servers ---------------------------------------------------------------------------------------------
 
 HTTP = {
-    "never answers": ("hang", {"request_timeout": 0.3}, "request_timeout", "request", 0),
-    "stops inside the head": ("half_head", {"request_timeout": 0.3}, "request_timeout", "request", 0),
-    "stops inside a JSON body": ("half_body", {"response_timeout": 0.3}, "response_timeout", "response", 0),
-    "sends no event": ("silent_stream", {"response_timeout": 0.3}, "response_timeout", "response", 0),
-    "stops between events": ("stalled_stream", {"response_timeout": 0.3}, "response_timeout", "response", 1),
-    "stops inside an event": ("half_event", {"response_timeout": 0.3}, "response_timeout", "response", 1),
-    "never answers, deadline": ("hang", {"deadline": 0.3}, "deadline_exceeded", "request", 0),
-    "stops inside a JSON body, deadline": ("half_body", {"deadline": 0.3}, "deadline_exceeded", "response", 0),
-    "stops inside an event, deadline": ("half_event", {"deadline": 0.3}, "deadline_exceeded", "response", 1),
+    "never-answers": ("hang", {"request_timeout": 0.3}, "request_timeout", "request", 0),
+    "stops-inside-the-head": ("half_head", {"request_timeout": 0.3}, "request_timeout", "request", 0),
+    "stops-inside-a-JSON-body": ("half_body", {"response_timeout": 0.3}, "response_timeout", "response", 0),
+    "sends-no-event": ("silent_stream", {"response_timeout": 0.3}, "response_timeout", "response", 0),
+    "stops-between-events": ("stalled_stream", {"response_timeout": 0.3}, "response_timeout", "response", 1),
+    "stops-inside-an-event": ("half_event", {"response_timeout": 0.3}, "response_timeout", "response", 1),
+    "never-answers.deadline": ("hang", {"deadline": 0.3}, "deadline_exceeded", "request", 0),
+    "stops-inside-a-JSON-body.deadline": ("half_body", {"deadline": 0.3}, "deadline_exceeded", "response", 0),
+    "stops-inside-an-event.deadline": ("half_event", {"deadline": 0.3}, "deadline_exceeded", "response", 1),
 }  # fmt: skip
 
 
 @on_both_loops
-@pytest.mark.parametrize(("tool", "limits", "kind", "phase", "before"), HTTP.values(), ids=HTTP)
-async def test_an_http_server_that_hangs_is_cut(
-    tool: str, limits: dict[str, float], kind: str, phase: str, before: int
-) -> None:
+async def test_an_http_server_that_hangs_is_cut() -> None:
     """In time and in words; as the last event if the stream had begun; the server sees its connection closed."""
-    ((name, limit),) = limits.items()
-    async with (
-        HttpFaults() as server,
-        proxied(server.url, timeouts=limits) as proxy,
-        Client.session(proxy.url) as client,
-    ):
-        outcome = await failing_call(client, tool)
-        check(outcome.error, kind, phase, limit, name, f"'{tool}'")
-        assert len(outcome.messages) == before
-        assert outcome.content_type == ("text/event-stream" if before else "application/json")
-        (request,) = [each for each in server.requests if b"my-id" in each.body]
-        await until(request.gone.is_set, "the server sees the end")
-        assert await works(client)
-        assert pool(proxy)["busy"] == 0
+    checked = []
+
+    async def fail(proxy: Proxy, server: HttpFaults, name: str) -> None:
+        tool, limits, kind, phase, before = HTTP[name]
+        ((setting, limit),) = limits.items()
+        async with Client.session(proxy.urls[name], name) as client:
+            outcome = await failing_call(client, tool, name)
+            check(outcome.error, kind, phase, limit, setting, f"'{tool}'", name=name)
+            assert len(outcome.messages) == before, name
+            assert outcome.content_type == ("text/event-stream" if before else "application/json"), name
+            posts = [each for each in server.requests if each.body]
+            (request,) = [each for each in posts if each.message.get("id") == name]
+            await until(request.gone.is_set, "the server sees the end")
+            assert await works(client)
+            assert pool(proxy, name)["busy"] == 0, name
+        checked.append(name)
+
+    async with HttpFaults() as server:
+        upstreams = {name: {"url": server.url, "timeouts": row[1]} for name, row in HTTP.items()}
+        async with proxied(named=upstreams) as proxy, anyio.create_task_group() as tasks:
+            for name in HTTP:
+                tasks.start_soon(fail, proxy, server, name)
+    assert sorted(checked) == sorted(HTTP)
 
 
 async def test_a_stream_without_an_event_still_ends_in_an_event_once_keep_alives_flow() -> None:
@@ -192,58 +196,70 @@ async def test_a_listening_stream_that_an_http_server_does_not_open_is_refused_i
 # -- stdio servers --------------------------------------------------------------------------------------------
 
 STDIO = {
-    "never answers": ("hang", {}, {"request_timeout": 0.3}, "request_timeout", "request", 0),
-    "writes garbage only": ("babble", {"every_ms": 20}, {"request_timeout": 0.3}, "request_timeout", "request", 0),
-    "falls silent": ("start", {}, {"response_timeout": 0.3}, "response_timeout", "response", 1),
-    "never answers, deadline": ("hang", {}, {"deadline": 0.3}, "deadline_exceeded", "request", 0),
-    "falls silent, deadline": ("start", {}, {"deadline": 0.3}, "deadline_exceeded", "response", 1),
+    "never-answers": ("hang", {}, {"request_timeout": 0.3}, "request_timeout", "request", 0),
+    "writes-garbage-only": ("babble", {"every_ms": 20}, {"request_timeout": 0.3}, "request_timeout", "request", 0),
+    "falls-silent": ("start", {}, {"response_timeout": 0.3}, "response_timeout", "response", 1),
+    "never-answers.deadline": ("hang", {}, {"deadline": 0.3}, "deadline_exceeded", "request", 0),
+    "falls-silent.deadline": ("start", {}, {"deadline": 0.3}, "deadline_exceeded", "response", 1),
 }  # fmt: skip
 
 
 @on_both_loops
-@pytest.mark.parametrize(
-    ("tool", "arguments", "limits", "kind", "phase", "before"), STDIO.values(), ids=STDIO
-)
-async def test_a_stdio_server_that_hangs_is_told_to_stop(
-    tool: str, arguments: Json, limits: dict[str, float], kind: str, phase: str, before: int, tmp_path: Path
-) -> None:
+async def test_a_stdio_server_that_hangs_is_told_to_stop(tmp_path: Path) -> None:
     """In time and in words; the server gets `notifications/cancelled` with the id under which it knows the call."""
-    ((name, limit),) = limits.items()
-    journal = tmp_path / "journal"
-    async with (
-        proxied(stdio("session", str(journal)), timeouts=limits) as proxy,
-        Client.session(proxy.url) as client,
-    ):
-        await works(client)
-        outcome = await failing_call(client, tool, **arguments)
-        check(outcome.error, kind, phase, limit, name, f"'{tool}'")
-        assert len(outcome.messages) == before
-        assert outcome.content_type == ("text/event-stream" if before else "application/json")
-        assert await works(client)
-        heard = [json.loads(line) for line in journal.read_text().splitlines()]
+    checked = []
+
+    async def fail(proxy: Proxy, name: str) -> None:
+        tool, arguments, limits, kind, phase, before = STDIO[name]
+        ((setting, limit),) = limits.items()
+        async with Client.session(proxy.urls[name]) as client:
+            await works(client)
+            await works(client)
+            outcome = await failing_call(client, tool, **arguments)
+            check(outcome.error, kind, phase, limit, setting, f"'{tool}'", name=name)
+            assert len(outcome.messages) == before, name
+            assert outcome.content_type == ("text/event-stream" if before else "application/json"), name
+            assert await works(client)
+        heard = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
         (call,) = [each for each in heard if each.get("params", {}).get("name") == tool]
         (cancelled,) = [each for each in heard if each["method"] == "notifications/cancelled"]
-        assert cancelled["params"]["requestId"] == call["id"]
-        assert call["id"] != "my-id"
+        assert cancelled["params"]["requestId"] == call["id"] != "my-id", name
+        checked.append(name)
+
+    upstreams = {
+        name: {**stdio("session", str(tmp_path / name)), "timeouts": row[2]} for name, row in STDIO.items()
+    }
+    async with proxied(named=upstreams) as proxy, anyio.create_task_group() as tasks:
+        for name in STDIO:
+            tasks.start_soon(fail, proxy, name)
+    assert sorted(checked) == sorted(STDIO)
 
 
 @pytest.mark.parametrize("mode", ["request", "multiplex"])
 async def test_a_shared_process_that_hangs_is_told_to_stop(mode: str, tmp_path: Path) -> None:
-    """In request mode it is not used again, for its state is unknown; in multiplex mode others still use it."""
+    """In request mode it is not used again, for its state is unknown; in multiplex mode the calls beside go on."""
     journal = tmp_path / "journal"
     async with (
-        proxied(stdio(mode, str(journal)), timeouts={"request_timeout": 0.3}) as proxy,
+        proxied(stdio(mode, str(journal)), timeouts={"request_timeout": 0.5}) as proxy,
         Client.session(proxy.url) as client,
     ):
         await works(client)
         before = json.loads(await client.say("state"))["pid"]
-        outcome = await failing_call(client, "hang")
-        check(outcome.error, "request_timeout", "request", 0.3)
-        await until(lambda: "notifications/cancelled" in journal.read_text(), "the server was told")
-        heard = [json.loads(line) for line in journal.read_text().splitlines()]
-        (call,) = [each for each in heard if each.get("params", {}).get("name") == "hang"]
-        (cancelled,) = [each for each in heard if each["method"] == "notifications/cancelled"]
-        assert cancelled["params"]["requestId"] == call["id"]
+        async with anyio.create_task_group() as tasks:
+            if mode == "multiplex":
+
+                async def drip() -> None:
+                    assert text_of(await client.call("drip", token=1, steps=8, every_ms=100)) == "dripped"
+
+                tasks.start_soon(drip)
+                await until(lambda: pool(proxy)["busy"])
+            outcome = await failing_call(client, "hang")
+            check(outcome.error, "request_timeout", "request", 0.5)
+            await until(lambda: "notifications/cancelled" in journal.read_text(), "the server was told")
+            heard = [json.loads(line) for line in journal.read_text().splitlines()]
+            (call,) = [each for each in heard if each.get("params", {}).get("name") == "hang"]
+            (cancelled,) = [each for each in heard if each["method"] == "notifications/cancelled"]
+            assert cancelled["params"]["requestId"] == call["id"]
         after = json.loads(await client.say("state"))["pid"]
         assert (after == before) == (mode == "multiplex")
 
@@ -352,6 +368,21 @@ async def test_a_process_that_does_not_come_back_meets_connect_timeout(tmp_path:
         assert await works(client)
 
 
+async def test_an_initialize_that_hangs_is_not_cancelled(tmp_path: Path) -> None:
+    """2025-11-25, cancellation: the `initialize` request must not be cancelled. Its process ends instead."""
+    journal = tmp_path / "journal"
+    source = f"import sys\nfor line in sys.stdin:\n    open({str(journal)!r}, 'a').write(line)"
+    upstream = {"command": sys.executable, "args": ["-S", "-c", source]}
+    async with (
+        proxied(upstream, timeouts={"connect_timeout": 0.5}) as proxy,
+        Client.bare(proxy.url) as client,
+    ):
+        answer = await client.initialize()
+        check(answer["error"], "connect_timeout", "connect", 0.5, "connect_timeout")
+        await until(lambda: pool(proxy)["size"] + pool(proxy)["closing"] == 0, "the process has ended")
+    assert [json.loads(line)["method"] for line in journal.read_text().splitlines()] == ["initialize"]
+
+
 # -- what resets a limit, and what does not --------------------------------------------------------------------
 
 
@@ -387,6 +418,7 @@ async def test_progress_does_not_reset_the_deadline(transport: str) -> None:
         assert await works(client)
 
 
+@pytest.mark.slow
 async def test_each_upstream_has_its_own_limits() -> None:
     quick, slow = stdio(), stdio()
     quick["timeouts"] = {"request_timeout": 0.2}
@@ -421,6 +453,7 @@ async def test_a_timeout_takes_only_its_own_call() -> None:
     assert said == ["awake"]
 
 
+@pytest.mark.slow
 async def test_a_late_answer_reaches_nobody() -> None:
     """The answer to a call that has timed out is not taken for the answer to the next one, with the same id."""
     async with (
@@ -521,6 +554,7 @@ async def test_retries_do_not_outlive_the_deadline() -> None:
             assert data["elapsed_ms"] <= 400 + SLACK_MS
 
 
+@pytest.mark.slow
 async def test_an_attempt_that_is_repeated_has_the_whole_request_timeout_again() -> None:
     """The first attempt falls at the end of its limit, the second takes longer than what was left of it."""
     hook = Recorder()

@@ -20,6 +20,7 @@ import time
 
 COOKIE = "MCPDIAG_REAPER"
 GOODBYE = b"."
+CLOSE_TIMEOUT = 5.0
 ROUNDS = 30
 ROUND_SECONDS = 0.05
 
@@ -125,7 +126,7 @@ class Reaper:
                 watcher.stdin.write(GOODBYE)
             watcher.stdin.close()
             try:
-                watcher.wait(5)
+                watcher.wait(CLOSE_TIMEOUT)
             except subprocess.TimeoutExpired:
                 watcher.kill()
                 watcher.wait()
@@ -159,21 +160,21 @@ def main(cookie: str, pipe: int = 0) -> None:
 
 def listen(pipe: int) -> tuple[set[int], bool]:
     """The groups known when the pipe ended, or the proxy did, and whether it said goodbye."""
-    sources = [pipe]
-    if sys.platform == "linux":
-        # The pipe does not break while a process that the proxy has forked holds it too.
-        with contextlib.suppress(OSError):
-            sources.append(os.pidfd_open(os.getppid()))
-    groups: set[int] = set()
-    rest = b""
-    while pipe in select.select(sources, [], [])[0] and (chunk := os.read(pipe, 65536)):
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            group = int(line[1:])
-            if line[:1] == b"+":
-                groups.add(group)
-            else:
-                groups.discard(group)
+    sources, groups, rest = [pipe], set[int](), b""
+    with contextlib.ExitStack() as stack:
+        if sys.platform == "linux":
+            # The pipe does not break while a process that the proxy has forked holds it too.
+            with contextlib.suppress(OSError):
+                sources.append(os.pidfd_open(os.getppid()))
+                stack.callback(os.close, sources[-1])
+        while pipe in select.select(sources, [], [])[0] and (chunk := os.read(pipe, 65536)):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                group = int(line[1:])
+                if line[:1] == b"+":
+                    groups.add(group)
+                else:
+                    groups.discard(group)
     return groups, rest == GOODBYE
 
 

@@ -104,10 +104,10 @@ class ScriptedConnection:
             AssertionError: more than `capacity` at once, or the connection had ended before.
         """
         assert self.healthy, f"an exchange was begun on {self!r}"
+        assert self.inflight < self.capacity, f"one exchange too many was begun on {self!r}"
         self.inflight += 1
         self.carried += 1
         self.most_inflight = max(self.most_inflight, self.inflight)
-        assert self.inflight <= self.capacity, f"too many exchanges at once on {self!r}"
         try:
             yield
         finally:
@@ -120,17 +120,19 @@ class ScriptedConnection:
         """The server ends the connection: it is unhealthy from now on."""
         self.lost = True
 
+    @property
+    def state(self) -> Literal["open", "lost", "closing", "closed"]:
+        """In one word, what became of it."""
+        if self.closed.is_set():
+            return "closed"
+        if self.closes:
+            return "closing"
+        return "lost" if self.lost else "open"
+
     def __repr__(self) -> str:
-        state = (
-            "closed"
-            if self.closed.is_set()
-            else "closing"
-            if self.closes
-            else "lost"
-            if self.lost
-            else "open"
+        return (
+            f"<ScriptedConnection {self.number} {self.state}, {self.inflight} of {self.capacity} exchanges>"
         )
-        return f"<ScriptedConnection {self.number} {state}, {self.inflight} of {self.capacity} exchanges>"
 
 
 class ScriptedServer:

@@ -1,8 +1,8 @@
 """One subprocess that speaks MCP over its stdin and stdout: spawn, relay, stderr tail, close ladder.
 
-A few small tasks belong to `run`: a reader, a writer, a stderr reader and a watch on the end. Writes go through a
-buffer that the writer empties, so concurrent exchanges never interleave half lines and a cancelled one never
-leaves half a line behind.
+A few small tasks belong to `run`: a reader, a writer, a stderr reader and a watch on the end. A message is written at
+once; what the pipe has no room for goes through a buffer that the writer empties, so concurrent exchanges never
+interleave half lines and a cancelled one never leaves half a line behind.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import logging
 import os
 import shlex
 import signal
-import subprocess
-import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import anyio
-from anyio.abc import ByteReceiveStream, ByteSendStream, Process, TaskStatus
+from anyio.abc import TaskStatus
 
-from mcpdiag.connection.reaper import Reaper, kill_group
+from mcpdiag.connection.child import Child
+from mcpdiag.connection.reaper import Reaper
 from mcpdiag.errors import ConnectError, UpstreamClosed
 from mcpdiag.protocol.framing import LineFramer
 from mcpdiag.protocol.message import Message, MessageError, decode, decode_batch, is_batch
@@ -33,7 +33,6 @@ WRITE_LIMIT = 64 * 1024 * 1024  # bytes waiting for the child, with what was pos
 STRAY_SHOWN_BYTES = 200
 DRAIN_AFTER_EXIT = 0.5  # seconds for output that a child left in the pipe, also held open by a grandchild
 REAP_TIMEOUT = 3.0  # seconds for the kernel to end a process after SIGKILL
-_BROKEN = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
 
 class StdioConnection:
@@ -80,7 +79,7 @@ class StdioConnection:
         self._reaper = reaper
         self._close_timeout = close_timeout
         self._framer = LineFramer(max_message_bytes)
-        self._started = False
+        self._child: Child | None = None
         self._dead = False
         self._why = ""  # how it was lost, as long as there is no exit code
         self._close_asked = anyio.Event()
@@ -111,7 +110,7 @@ class StdioConnection:
         self._close_asked.set()
         self._out_ready.set()
         self._out_room.set()
-        if self._started:
+        if self._child is not None:
             await self.closed.wait()
 
     # -- what the upstream uses --------------------------------------------------------------------------
@@ -144,8 +143,18 @@ class StdioConnection:
         self._queue(line)
 
     def _queue(self, line: bytes) -> None:
-        self._out.append(line)
-        self._out_bytes += len(line) + 1
+        data = line + b"\n"
+        if self._child is not None and not self._out_bytes:
+            try:
+                written = self._child.stdin.write(data)
+            except OSError:
+                self._stdin_broke()
+                return
+            if written == len(data):
+                return
+            data = data[written:]
+        self._out.append(data)
+        self._out_bytes += len(data)
         self._out_ready.set()
 
     @property
@@ -194,61 +203,43 @@ class StdioConnection:
         Raises:
             ConnectError: the program cannot be started; the message names it and the reason.
         """
-        self._started = True
         try:
-            process = await self._spawn()
-        except BaseException:
+            child = self._child = self._spawn()
+        except ConnectError:
             self._dead = True
             self.closed.set()
             raise
-        self.pid = process.pid
+        self.pid = child.pid
         try:
             if self._reaper is not None:
-                self._reaper.watch(process.pid)
-            assert process.stdin is not None
-            assert process.stdout is not None
-            assert process.stderr is not None
+                self._reaper.watch(child.pid)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._read, process.stdout)
-                tasks.start_soon(self._write, process.stdin)
-                tasks.start_soon(self._read_stderr, process.stderr)
-                tasks.start_soon(self._watch_exit, process)
-                tasks.start_soon(self._watch_end)
+                for task in (self._read, self._write, self._read_stderr, self._watch_exit, self._watch_end):
+                    tasks.start_soon(task, child)
                 task_status.started()
                 await self._close_asked.wait()
-                await self._descend(process)
+                await self._descend(child)
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
-                await self._end(process)
+                await self._end(child)
 
-    async def _spawn(self) -> Process:
+    def _spawn(self) -> Child:
+        """Without an await, so that nothing can cancel it half-way and leave a child that nobody knows."""
         if self._close_asked.is_set():
             raise self._cannot_start("it was closed before")
-        if not self.command:
+        if not self.command or not self.command[0]:
             raise self._cannot_start("the command is empty")
-        environment = None
-        if self._env or self._reaper:
-            environment = {**os.environ, **(self._env or {})}
+        environment = {**os.environ, **(self._env or {})}
         if self._reaper is not None:
             try:
-                environment = {**(environment or {}), **self._reaper.environment()}
+                environment |= self._reaper.environment()
             except OSError as error:
                 raise self._cannot_start(f"nor can the watcher that would end it: {error}") from None
         try:
-            with anyio.CancelScope(shield=True):  # left half-way there would be a child that nobody knows
-                process = await anyio.open_process(
-                    self.command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    cwd=self._cwd,
-                    env=environment,
-                    start_new_session=True,
-                )
-        except (OSError, ValueError, RuntimeError) as error:
+            return Child(self.command, cwd=self._cwd, env=environment)
+        except (OSError, ValueError) as error:
             raise self._cannot_start(self._reason(error)) from None
-        return process
 
     def _reason(self, error: Exception) -> str:
         program = self.command[0]
@@ -266,10 +257,10 @@ class StdioConnection:
             data={"upstream": self.name},
         )
 
-    async def _read(self, stdout: ByteReceiveStream) -> None:
-        with contextlib.suppress(*_BROKEN):
-            while True:
-                self._take(self._framer.feed(await stdout.receive(READ_BYTES)))
+    async def _read(self, child: Child) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := await child.stdout.receive(READ_BYTES):
+                self._take(self._framer.feed(chunk))
         rest = self._framer.flush()  # a last line without a line break is still an answer
         self._take([rest] if rest else [])
         self._ends["stdout"].set()
@@ -303,33 +294,35 @@ class StdioConnection:
             except Exception:  # one message that we cannot handle must not end the proxy
                 log.exception("a message of '%s' could not be handled", self.name)
 
-    async def _write(self, stdin: ByteSendStream) -> None:
+    async def _write(self, child: Child) -> None:
         """Until the child closes its stdin, or a close is asked for and the buffer is empty."""
-        with contextlib.suppress(*_BROKEN):
+        try:
             while self._out or not self._close_asked.is_set():
                 if not self._out:
                     self._out_ready = anyio.Event()
                     await self._out_ready.wait()
                     continue
-                lines, self._out = self._out, []
-                data = lines[0] + b"\n" if len(lines) == 1 else b"\n".join([*lines, b""])
-                await stdin.send(data)
+                data, self._out = b"".join(self._out), []
+                await child.stdin.send(data)
                 self._out_bytes -= len(data)
                 self._out_room.set()
+        except OSError:
+            self._stdin_broke()
+        child.stdin.close()
+
+    def _stdin_broke(self) -> None:
         if not self._close_asked.is_set():
             self._end_begins("closed its stdin")  # it will hear nothing more
-        with contextlib.suppress(*_BROKEN):
-            await stdin.aclose()
 
-    async def _read_stderr(self, stderr: ByteReceiveStream) -> None:
-        with contextlib.suppress(*_BROKEN):
-            while True:
-                self._stderr += await stderr.receive(READ_BYTES)
+    async def _read_stderr(self, child: Child) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := await child.stderr.receive(READ_BYTES):
+                self._stderr += chunk
                 del self._stderr[:-STDERR_TAIL_BYTES]
         self._ends["stderr"].set()
 
-    async def _watch_exit(self, process: Process) -> None:
-        self.returncode = await process.wait()
+    async def _watch_exit(self, child: Child) -> None:
+        self.returncode = await child.exited()
         self._ends["exit"].set()
         self._end_begins("")
 
@@ -338,12 +331,14 @@ class StdioConnection:
         self._why = self._why or why
         self._ending.set()
 
-    async def _watch_end(self) -> None:
+    async def _watch_end(self, child: Child) -> None:
         """After the first sign give the others a moment: the last answer, the exit code, the reason on stderr."""
         await self._ending.wait()
         with anyio.move_on_after(DRAIN_AFTER_EXIT):
             for end in self._ends.values():
                 await end.wait()
+        if self.returncode is not None:
+            self._bury(child)
         self._lose()
 
     def _lose(self) -> None:
@@ -355,55 +350,55 @@ class StdioConnection:
 
     # -- the close ladder --------------------------------------------------------------------------------
 
-    async def _descend(self, process: Process) -> None:
+    async def _descend(self, child: Child) -> None:
         """Close stdin (`_write` does), then SIGTERM, then SIGKILL, each with its time. The readers still run."""
-        for number in (0, signal.SIGTERM):
+        for number in (None, signal.SIGTERM):
             if self._force.is_set():
                 break
-            if number:
-                self._signal(process, number)
-            if await self._exited_within(process, self._close_timeout):
+            if number is not None:
+                child.signal(number)
+            if await self._exits_within(self._close_timeout):
                 break
-        self._kill(process)  # what the child has left in its group, too
+        child.signal(signal.SIGKILL)  # also what the child has left in its group
         with anyio.move_on_after(DRAIN_AFTER_EXIT):
             await self.lost.wait()
 
-    async def _exited_within(self, process: Process, seconds: float) -> bool:
+    async def _exits_within(self, seconds: float) -> bool:
         async def give_up_when_forced() -> None:
             await self._force.wait()
             tasks.cancel_scope.cancel()
 
+        exited = self._ends["exit"]
         with anyio.move_on_after(seconds):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(give_up_when_forced)
-                await process.wait()
+                await exited.wait()
                 tasks.cancel_scope.cancel()
-        return process.returncode is not None
+        return exited.is_set()
 
-    def _signal(self, process: Process, number: int) -> None:
-        if sys.platform == "win32":
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-        else:
-            kill_group(self.pid, number)
-
-    def _kill(self, process: Process) -> None:
-        self._signal(process, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
-
-    async def _end(self, process: Process) -> None:
+    async def _end(self, child: Child) -> None:
         """SIGKILL whatever is left of the group, reap the child, free the pipes, tell everyone."""
-        self._dead = True
         self._close_asked.set()
         try:
-            self._kill(process)
-            with anyio.move_on_after(REAP_TIMEOUT):
-                self.returncode = await process.wait()
-                await process.aclose()
-                if self._reaper is not None:
-                    self._reaper.forget(self.pid)
+            child.signal(signal.SIGKILL)
+            child.close()
+            if self.returncode is None:
+                with anyio.move_on_after(REAP_TIMEOUT):
+                    self.returncode = await child.exited()
+            if self.returncode is not None:
+                self._bury(child)
+            else:  # it waits for something that a signal does not interrupt, such as a disk; nobody waits for it
+                threading.Thread(target=self._bury, args=(child,), daemon=True).start()
             self._lose()
         finally:
             self.closed.set()
+
+    def _bury(self, child: Child) -> None:
+        """It has exited: end what it left in its group while the number is its own, then let go of it."""
+        child.signal(signal.SIGKILL)
+        child.reap()
+        if self._reaper is not None:
+            self._reaper.forget(child.pid)
 
     def __repr__(self) -> str:
         state = "open" if self.healthy else "closed" if self.closed.is_set() else "lost"

@@ -83,7 +83,7 @@ class Ledger(Generic[C]):
     shutting: bool = False
 
     def __post_init__(self) -> None:
-        self._slots: set[Slot[C]] = set()
+        self._slots: dict[Slot[C], None] = {}  # a set that keeps the order of opening
         self._idle: list[Slot[C]] = []  # a stack: the freshest is used first, the rest can expire
         self._shared: list[Slot[C]] = []  # BUSY, of connections that carry several exchanges
         self._number = dict.fromkeys(ConnectionState, 0)
@@ -176,7 +176,7 @@ class Ledger(Generic[C]):
         if self.shutting or self.size >= self.limits.max_connections:
             return None
         slot: Slot[C] = Slot()
-        self._slots.add(slot)
+        self._slots[slot] = None
         self._number[OPENING] += 1
         return slot
 
@@ -378,6 +378,6 @@ class Ledger(Generic[C]):
         slot.state = move(old, new)
         self._number[old] -= 1
         if new is CLOSED:
-            self._slots.discard(slot)
+            del self._slots[slot]
         else:
             self._number[new] += 1

@@ -108,13 +108,21 @@ class Sessions:
 
         Its client gets 404 and starts again, as the specification says.
         """
-        idle = [session for session in self._sessions.values() if not session.busy]
-        if upstream is not None:
-            idle = [s for s in idle if s.upstream is upstream and getattr(s.at, "holds_connection", True)]
+        sessions = [*self._sessions.values()] if upstream is None else self._holders(upstream)
+        idle = [session for session in sessions if not session.busy]
         if not idle:
             return False
         self.end_soon(min(idle, key=lambda session: session.used_at), "evicted to make room")
         return True
+
+    def _holders(self, upstream: Upstream) -> list[Session]:
+        """The sessions that keep a connection to themselves; none while one that is shared comes back by itself."""
+        stats = upstream.stats()
+        if upstream.mode != "session" and stats.pins < stats.max:
+            return []
+        at = [session for session in self._sessions.values() if session.upstream is upstream]
+        holders = [session for session in at if getattr(session.at, "holds_connection", True)]
+        return holders if upstream.mode == "session" or len(holders) >= stats.max else []
 
     def end_soon(self, session: Session, why: str) -> None:
         """Close a session without waiting: it is unknown from now on, and `run` closes it at its upstream."""

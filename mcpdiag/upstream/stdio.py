@@ -340,11 +340,7 @@ class StdioSession:
     async def _initialize_own(self, exchange: Exchange, link: Link, line: bytes) -> Answer:
         """The client's own handshake is the end of connecting, so `connect_timeout` covers it."""
         link.handshakes += 1
-        exchange.enter(Phase.CONNECT)
-        exchange.scope.deadline = (
-            exchange.deadline_at
-        )  # the limit of the phase is kept here: it knows the process
-        with anyio.move_on_after(self._upstream.config.timeouts.connect_timeout):
+        with self._connecting(exchange):
             try:
                 await link.connection.send(line)
             except UpstreamClosed:
@@ -352,10 +348,19 @@ class StdioSession:
             return await self._answer(exchange)
         raise self._upstream.not_ready(link.connection)
 
+    def _connecting(self, exchange: Exchange) -> anyio.CancelScope:
+        """A scope that ends after `connect_timeout`, instead of the exchange's own: here one knows the process."""
+        exchange.enter(Phase.CONNECT)
+        exchange.scope.deadline = exchange.deadline_at
+        return anyio.move_on_after(self._upstream.config.timeouts.connect_timeout)
+
     def _finisher(self, exchange: Exchange, link: Link, lease: Lease[Link] | None) -> Callable[[bool], None]:
         def finish(reusable: bool) -> None:
             if link.router.close(exchange):  # no answer yet: the server need not go on
-                link.connection.post(link.router.cancel_line(exchange, exchange.cancel_reason))
+                if (
+                    exchange.message.method != "initialize"
+                ):  # which must not be cancelled (2025-11-25, cancellation)
+                    link.connection.post(link.router.cancel_line(exchange, exchange.cancel_reason))
                 reusable = False
             if lease is not None:
                 lease.release(reusable=reusable)
@@ -447,15 +452,24 @@ class StdioSession:
             try:
                 if upstream.mode != "session":
                     lease.pin()
-                elif exchange.message.method != "initialize" and not upstream.bare:
-                    exchange.enter(Phase.CONNECT)
-                    await link.handshake(self._params)
-                    await self._replay(link)
+                await self._catch_up(exchange, link)
             except BaseException:
                 lease.release(reusable=False)
                 raise
             self._lease = lease
             return lease
+
+    async def _catch_up(self, exchange: Exchange, link: Link) -> None:
+        """Bring a process that replaces one to where that was: the client's handshake, and what it had set."""
+        shakes_hands = self._upstream.mode == "session" and exchange.message.method != "initialize"
+        if self._upstream.bare or not (shakes_hands or self._journal):
+            return
+        with self._connecting(exchange):
+            if shakes_hands:
+                await link.handshake(self._params)
+            await self._replay(link)
+            return
+        raise self._upstream.not_ready(link.connection)
 
     async def _replay(self, link: Link) -> None:
         for (method, _), params in [*self._journal.items()]:

@@ -18,14 +18,15 @@ from tests.pool.harness import check_books
 
 Books = Ledger[ScriptedConnection]
 Place = Slot[ScriptedConnection]
-IDLE, BUSY, RETURNING = ConnectionState.IDLE, ConnectionState.BUSY, ConnectionState.RETURNING
+BUSY = ConnectionState.BUSY
+PLAIN = Script()
 
 
 def books(jitter: float = 0.0, **limits: Any) -> Books:
     return Ledger(PoolLimits(**{"max_connections": 3, **limits}), jitter=lambda: jitter)
 
 
-def opened(ledger: Books, now: float = 0.0, script: Script = Script()) -> Place:
+def opened(ledger: Books, now: float = 0.0, script: Script = PLAIN) -> Place:
     """A place with a connection that was opened just now."""
     slot = ledger.reserve()
     assert slot is not None

@@ -13,15 +13,19 @@ from typing import Any, Self
 
 import anyio
 import httpx
+import pytest
 
 from mcpdiag.hooks import Event, ExchangeDone, Happened
 from mcpdiag.serve import Proxy
 
 LIMIT = 30.0  # seconds: nothing here takes that long unless it hangs
-LOOPS = [
-    ("asyncio", {"use_uvloop": True}),
-    ("asyncio", {"use_uvloop": False}),
-]
+UVLOOP = ("asyncio", {"use_uvloop": True})
+STOCK = ("asyncio", {"use_uvloop": False})
+# A mark for what an event loop may do differently: on uvloop, which serves, and on the one a notebook has.
+on_both_loops = pytest.mark.parametrize(
+    "anyio_backend",
+    [pytest.param(UVLOOP, id="uvloop"), pytest.param(STOCK, id="asyncio", marks=pytest.mark.slow)],
+)
 HEADERS = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
 CAPABILITIES: dict[str, Any] = {"sampling": {}, "elicitation": {}, "roots": {}}
 Json = dict[str, Any]
@@ -45,9 +49,12 @@ class Recorder:
 
 
 @asynccontextmanager
-async def proxied(*upstreams: Any, **settings: Any) -> AsyncIterator[Proxy]:
-    """A proxy in this event loop in front of upstreams called `up`, `up2`, ...; fails if the block hangs."""
-    named = {"up" if not number else f"up{number + 1}": each for number, each in enumerate(upstreams)}
+async def proxied(
+    *upstreams: Any, named: Mapping[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[Proxy]:
+    """A proxy in this event loop in front of upstreams called `up`, `up2`, ... unless `named`; fails if the block hangs."""
+    if named is None:
+        named = {"up" if not number else f"up{number + 1}": each for number, each in enumerate(upstreams)}
     with anyio.fail_after(LIMIT):
         async with Proxy(named, **{"port": 0, "drain_timeout": 1, **settings}) as proxy:
             yield proxy

@@ -12,10 +12,10 @@ import pytest
 
 import mcpdiag
 from mcpdiag.embedded import COMMAND
-from mcpdiag.serve import BackgroundProxy
+from mcpdiag.serve import BackgroundProxy, Proxy
 from tests.conftest import RawClient
 from tests.proxy import raw
-from tests.proxy.client import LIMIT, LOOPS, Client, Recorder, pool, proxied, text_of, until
+from tests.proxy.client import LIMIT, UVLOOP, Client, Recorder, on_both_loops, pool, proxied, text_of, until
 from tests.servers import marked
 
 LIMIT_BYTES = 4096
@@ -24,12 +24,9 @@ BIG = b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":"%b"}}' % (b"x" * 
 NAMES = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 
 
-on_both_loops = pytest.mark.parametrize("anyio_backend", LOOPS, ids=["uvloop", "asyncio"])
-
-
 @pytest.fixture
 def anyio_backend() -> Any:
-    return LOOPS[0]
+    return UVLOOP
 
 
 # -- bad input ------------------------------------------------------------------------------------------------
@@ -386,42 +383,41 @@ async def test_in_a_batch_a_timeout_takes_only_its_own_request() -> None:
         assert text_of(answers[2]) == "two"
 
 
-@pytest.mark.parametrize(
-    ("batch", "status", "words"),
-    [
-        ([request(1, "echo", text="a"), request(1, "echo", text="b")], 400, ("same id",)),
-        ([request(1, "echo", text="a"), request(1.0, "echo", text="b")], 400, ("same id",)),
-        ([{"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {}}], 400, ("initialize", "alone")),
-        ([request(1, "echo", text="a"), 7], 400, ("not a JSON-RPC message",)),
-        ([], 400, ("empty batch",)),
-        ([{"jsonrpc": "2.0", "method": "notifications/x"}] * 1001, 413, ("1001", "1000", "in parts")),
-    ],
-    ids=["one id twice", "1 and 1.0", "initialize", "not a message", "empty", "too many"],
-)
+NOTE = {"jsonrpc": "2.0", "method": "notifications/x"}
+BAD_BATCHES: dict[str, tuple[Any, int, tuple[str, ...]]] = {
+    "one id twice": ([request(1, "echo", text="a"), request(1, "echo", text="b")], 400, ("same id",)),
+    "1 and 1.0": ([request(1, "echo", text="a"), request(1.0, "echo", text="b")], 400, ("same id",)),
+    "initialize": ([{"jsonrpc": "2.0", "id": 1, "method": "initialize"}], 400, ("initialize", "alone")),
+    "a number": ([request(1, "echo", text="a"), 7], 400, ("not a JSON-RPC message",)),
+    "empty": ([], 400, ("empty batch",)),
+    "too many": ([NOTE] * 1001, 413, ("1001", "1000", "in parts")),
+}
+
+
 @pytest.mark.anyio
-async def test_a_bad_batch_is_refused_before_any_of_it_runs(
-    batch: Any, status: int, words: tuple[str, ...]
-) -> None:
+async def test_a_bad_batch_is_refused_before_any_of_it_runs() -> None:
     hook = Recorder()
     async with (
         proxied([*marked.COMMAND], hook=hook) as proxy,
         Client.session(proxy.url, version="2025-03-26") as client,
     ):
-        response = await client.whole(batch)
-        assert response.status_code == status
-        for word in words:
-            assert word in response.json()["error"]["message"]
+        for name, (batch, status, words) in BAD_BATCHES.items():
+            response = await client.whole(batch)
+            assert response.status_code == status, name
+            for word in words:
+                assert word in response.json()["error"]["message"], name
         assert [event.method for event in hook.done] == ["initialize"]
         assert await client.say("echo", text="after") == "after"
 
 
-@pytest.mark.parametrize("version", ["2024-11-05", "2025-06-18", "2025-11-25"])
 @pytest.mark.anyio
-async def test_batches_are_refused_by_name_in_every_other_revision(version: str) -> None:
-    async with proxied([*marked.COMMAND]) as proxy, Client.session(proxy.url, version=version) as client:
-        response = await client.whole([request(1, "echo", text="a")])
-        assert response.status_code == 400
-        assert version in response.json()["error"]["message"]
+async def test_batches_are_refused_by_name_in_every_other_revision() -> None:
+    async with proxied([*marked.COMMAND]) as proxy:
+        for version in ("2024-11-05", "2025-06-18", "2025-11-25"):
+            async with Client.session(proxy.url, version=version) as client:
+                response = await client.whole([request(1, "echo", text="a")])
+                assert response.status_code == 400
+                assert version in response.json()["error"]["message"]
 
 
 @pytest.mark.anyio
@@ -461,6 +457,9 @@ input()
 """
 
 
+MODES = ("session", "request", "multiplex")
+
+
 def program(source: str) -> list[str]:
     return [sys.executable, "-S", "-c", source]
 
@@ -480,41 +479,54 @@ BROKEN: dict[str, tuple[list[str], str, tuple[str, ...]]] = {
     "prints and hangs": (
         program(PRINTS),
         "connect_timeout",
-        (sys.executable, "0.5 s", "connect_timeout", "not JSON-RPC", "Welcome to the server!", "to stderr"),
+        (sys.executable, "1 s", "connect_timeout", "not JSON-RPC", "Welcome to the server!", "to stderr"),
     ),
     "says nothing": (
         program("input(); input(); input()"),
         "connect_timeout",
-        (sys.executable, "0.5 s", "connect_timeout"),
+        (sys.executable, "1 s", "connect_timeout"),
     ),
 }
 
 
-@pytest.mark.parametrize("mode", ["session", "request", "multiplex"])
-@pytest.mark.parametrize(("command", "kind", "words"), BROKEN.values(), ids=BROKEN)
+@on_both_loops
 @pytest.mark.anyio
-async def test_a_server_that_cannot_start_fails_initialize_in_its_own_words(
-    command: list[str], kind: str, words: tuple[str, ...], mode: str
-) -> None:
-    """One line that names the command, how it ended and what it said; no session and no child are left."""
-    upstream = {"command": command[0], "args": command[1:], "close_timeout": 0.2, "pool_mode": mode}
-    async with proxied(upstream, timeouts={"connect_timeout": 0.5}) as proxy:
-        async with Client.bare(proxy.url) as client:
+async def test_a_server_that_cannot_start_fails_initialize_in_its_own_words() -> None:
+    """In each pool mode: one line that names the command, how it ended and what it said; no session, no child."""
+    rows = {
+        f"{name.replace(' ', '-')}.{mode}": (mode, *row) for name, row in BROKEN.items() for mode in MODES
+    }
+    upstreams = {
+        name: {"command": command[0], "args": command[1:], "close_timeout": 0.2, "pool_mode": mode}
+        for name, (mode, command, _, _) in rows.items()
+    }
+    checked = []
+
+    async def fail(proxy: Proxy, name: str) -> None:
+        async with Client.bare(proxy.urls[name]) as client:
             response = await client.whole(
                 client.message("initialize", {"protocolVersion": "2025-11-25"}, "first")
             )
-            assert response.status_code == 200
-            assert "mcp-session-id" not in response.headers
-            assert response.json()["id"] == "first"
-            error = response.json()["error"]
-            assert error["data"]["type"] == kind
-            assert error["data"]["upstream"] == "up"
-            assert 0 <= error["data"]["elapsed_ms"] < LIMIT * 1000
-            assert "\n" not in error["message"]
-            for word in ("'up'", *words):
-                assert word in error["message"]
+        assert response.status_code == 200, name
+        assert "mcp-session-id" not in response.headers, name
+        assert response.json()["id"] == "first", name
+        error = response.json()["error"]
+        _, _, kind, words = rows[name]
+        assert (error["data"]["type"], error["data"]["upstream"]) == (kind, name)
+        assert 0 <= error["data"]["elapsed_ms"] < LIMIT * 1000, name
+        for word in (f"'{name}'", *words):
+            assert word in error["message"], name
+        assert "\n" not in error["message"], name
+        checked.append(name)
+
+    async with proxied(named=upstreams, timeouts={"connect_timeout": 1}) as proxy:
+        async with anyio.create_task_group() as tasks:
+            for name in upstreams:
+                tasks.start_soon(fail, proxy, name)
+        assert sorted(checked) == sorted(upstreams)
         assert proxy.stats()["sessions"] == 0
-        await until(lambda: pool(proxy)["size"] + pool(proxy)["closing"] == 0, "the child is gone")
+        for name in upstreams:
+            await until(lambda name=name: pool(proxy, name)["size"] + pool(proxy, name)["closing"] == 0, name)
 
 
 @on_both_loops

@@ -15,10 +15,9 @@ import pytest
 from anyio.abc import SocketStream
 
 from mcpdiag.serve import Proxy
-from tests.proxy.client import LOOPS, Client, Json, Recorder, pool, proxied, text_of, until
+from tests.proxy.client import UVLOOP, Client, Json, Recorder, on_both_loops, pool, proxied, text_of, until
 from tests.servers import marked
 
-on_both_loops = pytest.mark.parametrize("anyio_backend", LOOPS, ids=["uvloop", "asyncio"])
 pytestmark = pytest.mark.anyio
 SERVER = [*marked.COMMAND]
 URI = "file:///watched"
@@ -26,7 +25,7 @@ URI = "file:///watched"
 
 @pytest.fixture
 def anyio_backend() -> Any:
-    return LOOPS[0]
+    return UVLOOP
 
 
 async def state_of(client: Client) -> Json:
@@ -271,6 +270,34 @@ async def test_in_request_mode_an_idle_pinned_session_makes_room() -> None:
         assert await free.say("echo", text="needs the process") == "needs the process"
         assert await status_of(pinned) == 404
         assert await status_of(free) == 200
+
+
+async def test_in_request_mode_a_pinned_session_stays_while_another_process_comes_back_by_itself() -> None:
+    """Calls that wait a moment for the shared process do not cost the idle one its session."""
+    upstream = {"command": SERVER[0], "args": SERVER[1:], "pool_mode": "request"}
+    async with proxied(upstream, max_connections=2) as proxy, sessions(proxy, 2) as (free, pinned):
+        await pinned.request("resources/subscribe", {"uri": URI})
+        async with anyio.create_task_group() as tasks:
+            for number in range(10):
+                tasks.start_soon(free.request, "tools/call", _sleep(0.01), f"call-{number}")
+        assert pool(proxy)["acquires_waited"] > 2, "nobody had to wait: the test shows nothing"
+        assert await status_of(pinned) == 200
+
+
+@pytest.mark.parametrize("mode", ["session", "request"])
+async def test_a_session_whose_process_has_died_finds_in_the_new_one_what_it_had_set(mode: str) -> None:
+    """Log level and subscriptions are set again before its next call runs there."""
+    upstream = {"command": SERVER[0], "args": SERVER[1:], "pool_mode": mode}
+    async with proxied(upstream) as proxy, sessions(proxy, 1) as (client,):
+        for uri in (URI, f"{URI}2"):
+            await client.request("resources/subscribe", {"uri": uri})
+        await client.request("resources/unsubscribe", {"uri": f"{URI}2"})
+        await client.request("logging/setLevel", {"level": "error"})
+        before = await state_of(client)
+        assert "error" in await client.call("exit", code=1, words="bye")
+        after = await state_of(client)
+        assert after["pid"] != before["pid"]
+        assert (after["level"], after["watched"]) == ("error", [URI])
 
 
 # -- the listening stream -------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A server with children of its own, which are the proxy's grandchildren and do nothing.
 
     --children N         how many (default 1)
-    --setsid             each makes a session of its own, out of reach of a signal to the group
+    --setsid [N]         each (or N of them) makes a session of its own, out of reach of a signal to the group
     --hold stdin ...     which of the server's streams they keep open (default none)
     --ignore eof term    what the server and its children ignore (default nothing)
     --requests N         exit by itself after so many answers (default: at the end of stdin)
@@ -26,9 +26,9 @@ from tests.servers.mini import Server, guard, messages, text, write
 STREAMS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
-def child(options: argparse.Namespace, ready: int) -> None:
+def child(options: argparse.Namespace, number: int, ready: int) -> None:
     guard()
-    if options.setsid:
+    if number < options.setsid:
         os.setsid()
     nothing = os.open(os.devnull, os.O_RDWR)
     for name, stream in STREAMS.items():
@@ -48,7 +48,7 @@ def child(options: argparse.Namespace, ready: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--children", type=int, default=1)
-    parser.add_argument("--setsid", action="store_true")
+    parser.add_argument("--setsid", type=int, nargs="?", const=1_000_000, default=0)
     parser.add_argument("--hold", nargs="*", choices=[*STREAMS], default=[])
     parser.add_argument("--ignore", nargs="*", choices=["eof", "term"], default=[])
     parser.add_argument("--requests", type=int, default=0)
@@ -58,12 +58,12 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     server = Server()
     pids = [os.getpid()]
-    for _ in range(options.children):
+    for number in range(options.children):
         is_ready, ready = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(is_ready)
-            child(options, ready)
+            child(options, number, ready)
         os.close(ready)
         os.read(is_ready, 1)
         os.close(is_ready)

@@ -55,7 +55,9 @@ class HttpFaults:
         self.streams: list[Request] = []  # open GETs
         self.sessions: set[str] = set()
         self.answers: dict[Any, asyncio.Future[Json]] = {}
+        self.refuse_initialize = 0  # the status to refuse it with
         self.get_status = 200
+        self.get_headers: Json = {"connection": "close"}
         self.hang_on: set[str] = set()  # methods that are never answered
         self.delays: dict[str, list[float]] = {}  # seconds before each answer to a method, in order
         self.drops: dict[str, int] = {}  # how often the connection is closed instead of answering a method
@@ -173,6 +175,8 @@ class HttpFaults:
         await self._write(request, head(200, fields), *events)
 
     async def _initialize(self, request: Request) -> bool:
+        if self.refuse_initialize:
+            return await self._write(request, head(self.refuse_initialize, {"content-length": 0}))
         session = f"server-session-{len(self.sessions) + 1}"
         self.sessions.add(session)
         result = {
@@ -186,7 +190,8 @@ class HttpFaults:
     async def _listen(self, request: Request, reader: asyncio.StreamReader) -> bool:
         if self.get_status != 200:
             return await self._write(request, head(self.get_status, {"content-length": 0, "allow": "POST"}))
-        await self._stream(request)
+        fields = {"content-type": "text/event-stream", **self.get_headers}
+        await self._write(request, head(200, fields))
         self.streams.append(request)
         try:
             return await self._wait(request, reader)
@@ -202,6 +207,15 @@ class HttpFaults:
 
     async def tool_echo(self, request: Request, reader: asyncio.StreamReader, text: str) -> bool:
         return await self._json(request, answer_to(request, text))
+
+    async def tool_make(self, request: Request, reader: asyncio.StreamReader, size: int) -> bool:
+        return await self._json(request, answer_to(request, "x" * size))
+
+    async def tool_stream_make(self, request: Request, reader: asyncio.StreamReader, size: int) -> bool:
+        """A large message on a stream, and then an answer as large."""
+        note = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"data": "y" * size}}
+        await self._stream(request, event(note), event(answer_to(request, "x" * size)))
+        return False
 
     async def tool_hang(self, request: Request, reader: asyncio.StreamReader) -> bool:
         return await self._wait(request, reader)
