@@ -17,6 +17,7 @@ FLOORS = [
     ["pool"],
     ["upstream"],
     ["proxy"],
+    ["server"],
     ["serve"],
     ["cli", "notebook"],
 ]

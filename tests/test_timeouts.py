@@ -78,7 +78,7 @@ async def works(client: Client) -> bool:
 
 # -- HTTP servers ---------------------------------------------------------------------------------------------
 
-HTTP = {
+HTTP: dict[str, tuple[str, dict[str, float], str, str, int]] = {
     "never-answers": ("hang", {"request_timeout": 0.3}, "request_timeout", "request", 0),
     "stops-inside-the-head": ("half_head", {"request_timeout": 0.3}, "request_timeout", "request", 0),
     "stops-inside-a-JSON-body": ("half_body", {"response_timeout": 0.3}, "response_timeout", "response", 0),
@@ -195,7 +195,7 @@ async def test_a_listening_stream_that_an_http_server_does_not_open_is_refused_i
 
 # -- stdio servers --------------------------------------------------------------------------------------------
 
-STDIO = {
+STDIO: dict[str, tuple[str, Json, dict[str, float], str, str, int]] = {
     "never-answers": ("hang", {}, {"request_timeout": 0.3}, "request_timeout", "request", 0),
     "writes-garbage-only": ("babble", {"every_ms": 20}, {"request_timeout": 0.3}, "request_timeout", "request", 0),
     "falls-silent": ("start", {}, {"response_timeout": 0.3}, "response_timeout", "response", 1),
@@ -561,7 +561,13 @@ async def test_an_attempt_that_is_repeated_has_the_whole_request_timeout_again()
     async with HttpFaults() as server:
         upstream = {"url": server.url, "retries": 1, "timeouts": {"request_timeout": 0.5}}
         async with proxied(upstream, hook=hook) as proxy, Client.session(proxy.url) as client:
-            server.delays = {"tools/list": [0.35, 0.35]}
+            server.delays = {"ping": [0.1, 0.1], "tools/list": [0.35, 0.35]}
+            async with anyio.create_task_group() as tasks:
+                for number in ("a", "b"):
+                    tasks.start_soon(client.request, "ping", None, number)
+            assert pool(proxy)["idle"] + pool(proxy)["returning"] == 2, (
+                "the second attempt does not have to wait"
+            )
             server.drops = {"tools/list": 1}
             answer = await client.request("tools/list")
             assert answer["result"] == {}

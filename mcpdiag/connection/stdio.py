@@ -1,8 +1,8 @@
 """One subprocess that speaks MCP over its stdin and stdout: spawn, relay, stderr tail, close ladder.
 
-A few small tasks belong to `run`: a reader, a writer, a stderr reader and a watch on the end. A message is written at
-once; what the pipe has no room for goes through a buffer that the writer empties, so concurrent exchanges never
-interleave half lines and a cancelled one never leaves half a line behind.
+A few small tasks belong to `run`: a reader, a writer, a stderr reader and a watch on the end. Messages go through a
+buffer that the writer empties, so concurrent exchanges never interleave half lines and a cancelled one never leaves
+half a line behind. Where only one exchange is carried at a time, a message is written at once if nothing waits.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class StdioConnection:
 
     def _queue(self, line: bytes) -> None:
         data = line + b"\n"
-        if self._child is not None and not self._out_bytes:
+        if self._child is not None and not self._out_bytes and self.capacity == 1:
             try:
                 written = self._child.stdin.write(data)
             except OSError:

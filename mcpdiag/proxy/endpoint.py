@@ -239,9 +239,8 @@ class Endpoint:
         exchange = None if named is None else session.calls.get(named)
         if exchange is not None:
             await session.at.cancel(exchange, message)
-        elif (
-            session.upstream.transport == "http"
-        ):  # it may know a request whose stream the client has resumed
+        elif session.upstream.transport == "http":
+            # It may know a request whose stream the client has resumed; for a stdio server the id means nothing.
             return await session.at.tell(message)
         return Answer(status=202)
 

@@ -38,7 +38,10 @@ class Guard:
             self._check_host(host)
         if origin:
             self.check_origin(origin, host)
-        if self.token and not hmac.compare_digest(_as_bearer(authorization), self.token):
+        if self.token and not (
+            hmac.compare_digest(authorization, self.token)
+            or hmac.compare_digest(_as_bearer(authorization), self.token)
+        ):
             what = "a wrong token" if authorization else "no token"
             raise ClientError(
                 f"{what}: send the proxy's token as 'Authorization: Bearer ...'",

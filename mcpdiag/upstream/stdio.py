@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import shlex
 from collections.abc import AsyncIterator, Callable
 from typing import Literal
@@ -38,7 +37,6 @@ from mcpdiag.protocol.sse import COMMENT_KEEPALIVE, encode_message
 from mcpdiag.upstream.base import Answer, Client, Exchange, Inbox, Phase
 from mcpdiag.upstream.router import Router
 
-log = logging.getLogger("mcpdiag.upstream")
 LAST_WORDS = 1.0  # seconds to wait for what an ending process leaves behind
 SETTLE = 0.1  # seconds in which a single-shot program has ended after its answer
 CLIENT_INFO = {"name": "mcpdiag", "version": "0.1.0"}
@@ -82,14 +80,6 @@ class Link:
 
     async def aclose(self, *, force: bool = False) -> None:
         await self.connection.aclose(force=force)
-
-    def receive(self, message: Message) -> None:
-        """Route a message of the server. One that cannot be understood must not end what all servers share."""
-        try:
-            self.router.receive(message)
-        except Exception as error:
-            log.exception("a message of the server '%s' was dropped", self.connection.name)
-            self.connection.on_stray(f"{message.method or 'a response'}: {error}".encode())
 
     async def gone(self) -> UpstreamClosed:
         """The error of a process that is on its way out, once its exit code and last words are there."""
@@ -206,7 +196,7 @@ class StdioUpstream:
         answers = link.connection.answers
         if self.persistent or answers == link.settled_answers:
             return self.bare
-        if link.healthy and answers <= 1 + link.handshakes:
+        if answers <= 1 + link.handshakes:
             with anyio.move_on_after(SETTLE):
                 await link.connection.lost.wait()
         link.settled_answers = answers
@@ -215,6 +205,18 @@ class StdioUpstream:
         elif link.ended_well and answers == link.handshakes == 1:
             self.bare = True
         return self.bare
+
+    def release_settled(self, lease: Lease[Link]) -> None:
+        """Give back a lease as soon as it is known whether its process lives on."""
+
+        async def settle() -> None:
+            try:
+                await self.settled(lease.connection)
+            finally:
+                lease.release(reusable=lease.connection.healthy)
+
+        assert self._tasks is not None
+        self._tasks.start_soon(settle)
 
     # -- opening ------------------------------------------------------------------------------------------
 
@@ -228,9 +230,8 @@ class StdioUpstream:
         except BaseException:
             await self._discard(link)
             raise
-        self.bare_result = (
-            link.result
-        )  # it answered the handshake and ended: next time it gets the request itself
+        # It answered the handshake and ended: next time it gets the request itself.
+        self.bare_result = link.result
         await self._discard(link)
         return await self._spawn()
 
@@ -249,7 +250,7 @@ class StdioUpstream:
         router = Router(connection.post, self._undelivered)
         router.audience = lambda: [*self.clients]
         link = Link(connection, router, self)
-        connection.on_message = link.receive
+        connection.on_message = router.receive
         connection.on_stray = self._stray
         connection.on_lost = lambda: self._lost(link)
         assert self._tasks is not None
@@ -357,13 +358,16 @@ class StdioSession:
     def _finisher(self, exchange: Exchange, link: Link, lease: Lease[Link] | None) -> Callable[[bool], None]:
         def finish(reusable: bool) -> None:
             if link.router.close(exchange):  # no answer yet: the server need not go on
-                if (
-                    exchange.message.method != "initialize"
-                ):  # which must not be cancelled (2025-11-25, cancellation)
+                # `initialize` must not be cancelled (2025-11-25, cancellation).
+                if exchange.message.method != "initialize":
                     link.connection.post(link.router.cancel_line(exchange, exchange.cancel_reason))
                 reusable = False
-            if lease is not None:
+            if lease is None:
+                return
+            if self._upstream.persistent or not reusable:
                 lease.release(reusable=reusable)
+            else:
+                self._upstream.release_settled(lease)
 
         return finish
 
@@ -411,22 +415,7 @@ class StdioSession:
 
     async def _borrow(self, exchange: Exchange) -> Lease[Link]:
         """A shared process for one exchange."""
-        upstream, pool = self._upstream, self._upstream.pool
-        while True:
-            lease = pool.try_acquire() or await self._wait(exchange)
-            link = lease.connection
-            if upstream.persistent or (link.connection.answers == link.settled_answers and link.healthy):
-                return lease
-            try:
-                await upstream.settled(link)
-            except BaseException:
-                lease.release()
-                raise
-            if link.healthy:
-                return lease
-            lease.release(reusable=False)
-            if not lease.reused:
-                raise link.connection.gone()
+        return self._upstream.pool.try_acquire() or await self._wait(exchange)
 
     async def _wait(self, exchange: Exchange, *, exclusive: bool = False) -> Lease[Link]:
         exchange.enter(Phase.QUEUE)

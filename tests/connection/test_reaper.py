@@ -362,10 +362,7 @@ class TestMain:
 
     def test_gives_up_on_what_cannot_be_killed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(reaper_module, "ROUND_SECONDS", 0.0)
-        rounds: list[str] = []
-        monkeypatch.setattr(
-            reaper_module, "processes_with", lambda cookie: rounds.append(cookie) or [2**22 + 1]
-        )
+        rounds = looked_for(monkeypatch, [2**22 + 1])
         with told() as pipe:
             main("abc", pipe)
         assert len(rounds) == reaper_module.ROUNDS

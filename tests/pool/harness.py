@@ -123,3 +123,5 @@ def check_books(ledger: Ledger[Any]) -> None:
         assert 1 <= slot.inflight <= slot.connection.capacity
     for slot in ledger._shared:
         assert slot.state is ConnectionState.BUSY
+        assert slot.connection is not None
+        assert slot.connection.capacity > 1

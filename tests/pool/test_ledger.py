@@ -134,7 +134,7 @@ def test_waiters_are_served_in_the_order_of_arrival() -> None:
         returned(ledger, slot, now=2.0)
         assert waiter.slot is slot
         assert ledger.accepted(waiter, 2.0) is slot
-    assert (ledger.count.acquires_waited, ledger.count.wait_s) == (3, 6.0)
+    assert (ledger.count.acquires_waited, ledger.count.wait_s, ledger.count.reuses) == (3, 6.0, 3)
 
 
 def test_a_waiter_that_has_left_is_passed_over() -> None:
@@ -145,6 +145,14 @@ def test_a_waiter_that_has_left_is_passed_over() -> None:
     gone.leave()
     returned(ledger, slot)
     assert (gone.slot, stays.slot) == (None, slot)
+
+
+def test_a_caller_that_goes_away_leaves_the_queue_and_takes_nothing_more() -> None:
+    ledger = books()
+    waiter = queue(ledger)
+    for _ in range(2):
+        ledger.leave(waiter)
+    assert (ledger.stats().waiting, waiter.pending) == (0, False)
 
 
 def test_an_offer_counts_as_a_lease_only_once_the_caller_takes_it() -> None:

@@ -247,7 +247,7 @@ class Client:
         self.asked.append(message)
         if not self.answers:
             return
-        result: Json = {
+        results: dict[str, Json] = {
             "sampling/createMessage": {
                 "role": "assistant",
                 "content": {"type": "text", "text": self.mark},
@@ -255,6 +255,6 @@ class Client:
             },
             "elicitation/create": {"action": "accept", "content": {"mark": self.mark}},
             "roots/list": {"roots": [{"uri": "file:///", "name": self.mark}]},
-        }[message["method"]]
-        response = await self.respond(message["id"], result)
+        }
+        response = await self.respond(message["id"], results[message["method"]])
         assert response.status_code == 202, (response.status_code, response.text)

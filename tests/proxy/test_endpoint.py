@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import anyio
@@ -460,6 +461,10 @@ input()
 MODES = ("session", "request", "multiplex")
 
 
+def _has_no_process(proxy: Proxy, name: str) -> bool:
+    return bool(pool(proxy, name)["size"] + pool(proxy, name)["closing"] == 0)
+
+
 def program(source: str) -> list[str]:
     return [sys.executable, "-S", "-c", source]
 
@@ -526,7 +531,7 @@ async def test_a_server_that_cannot_start_fails_initialize_in_its_own_words() ->
         assert sorted(checked) == sorted(upstreams)
         assert proxy.stats()["sessions"] == 0
         for name in upstreams:
-            await until(lambda name=name: pool(proxy, name)["size"] + pool(proxy, name)["closing"] == 0, name)
+            await until(partial(_has_no_process, proxy, name), f"the child of {name} is gone")
 
 
 @on_both_loops

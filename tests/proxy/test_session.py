@@ -275,7 +275,9 @@ async def test_in_request_mode_an_idle_pinned_session_makes_room() -> None:
 async def test_in_request_mode_a_pinned_session_stays_while_another_process_comes_back_by_itself() -> None:
     """Calls that wait a moment for the shared process do not cost the idle one its session."""
     upstream = {"command": SERVER[0], "args": SERVER[1:], "pool_mode": "request"}
-    async with proxied(upstream, max_connections=2) as proxy, sessions(proxy, 2) as (free, pinned):
+    async with proxied(upstream, max_connections=2) as proxy, sessions(proxy, 3) as (free, gone, pinned):
+        await gone.request("resources/subscribe", {"uri": URI})
+        await gone.delete()
         await pinned.request("resources/subscribe", {"uri": URI})
         async with anyio.create_task_group() as tasks:
             for number in range(10):

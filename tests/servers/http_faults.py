@@ -157,10 +157,12 @@ class HttpFaults:
         await request.writer.drain()
         return True
 
-    async def _json(self, request: Request, message: Json, *, status: int = 200, **headers: Any) -> bool:
+    async def _json(
+        self, request: Request, message: Json, headers: Json | None = None, *, status: int = 200
+    ) -> bool:
         body = json.dumps(message).encode()
         fields = {"content-type": "application/json", "content-length": len(body)}
-        return await self._write(request, head(status, {**fields, **headers}), body)
+        return await self._write(request, head(status, {**fields, **(headers or {})}), body)
 
     async def _wait(self, request: Request, reader: asyncio.StreamReader) -> bool:
         """Say nothing more; note when the other side has gone."""
@@ -185,7 +187,7 @@ class HttpFaults:
             "serverInfo": {"name": "faults", "version": "1"},
         }
         answer = {"jsonrpc": "2.0", "id": request.message["id"], "result": result}
-        return await self._json(request, answer, **{"mcp-session-id": session})
+        return await self._json(request, answer, {"mcp-session-id": session})
 
     async def _listen(self, request: Request, reader: asyncio.StreamReader) -> bool:
         if self.get_status != 200:
