@@ -297,7 +297,7 @@ async def test_waiting_for_a_process_meets_acquire_timeout(mode: str) -> None:
     ):
         await works(client)
         tasks.start_soon(client.whole, client.message("tools/call", {"name": "hang"}, 7))
-        await until(lambda: pool(proxy)["busy"] == 1)
+        await until(lambda: proxy.stats()["calls"] == 1)
         outcome = await failing_call(client, "echo", text="x")
         check(
             outcome.error, "pool_timeout", "queue", 0.3, "acquire_timeout", "max_connections", "1 of 1 busy"

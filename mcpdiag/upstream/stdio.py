@@ -57,7 +57,8 @@ class Link:
 
     @property
     def capacity(self) -> int:
-        return self.connection.capacity
+        """One exchange at a time until the server has proved persistent: a second could meet a process on its way out."""
+        return self.connection.capacity if self._upstream.persistent else 1
 
     @property
     def healthy(self) -> bool:

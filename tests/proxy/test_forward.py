@@ -471,6 +471,7 @@ async def test_a_cancelled_call_to_an_http_server_ends_at_once(tool: str) -> Non
             tasks.start_soon(client.cancel, "my-id")
             await until(lambda: box, "it ends")
             await until(lambda: server.posted("notifications/cancelled"), "the server is told")
+            server.requests[-1].writer.close()
             tasks.cancel_scope.cancel()
         assert server.posted("notifications/cancelled")[0]["params"]["requestId"] == "my-id"
         assert not [message for message in messages_in(box[0].text) if "id" in message]
