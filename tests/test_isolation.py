@@ -62,7 +62,10 @@ def count(client: Client, method: str) -> int:
 
 
 @on_both_loops
-@pytest.mark.parametrize("listening", [True, False], ids=["with streams", "without"])
+@pytest.mark.parametrize(
+    "listening",
+    [pytest.param(True, id="with streams"), pytest.param(False, id="without", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("mode", ["session", "request", "multiplex"])
 async def test_what_one_client_caused_never_reaches_another(mode: str, listening: bool) -> None:
     """Every answer and every progress message arrives at its caller; logs too, or they are counted as undelivered."""
@@ -209,6 +212,8 @@ async def test_in_multiplex_mode_a_server_may_ask_nobody() -> None:
     """With calls of two clients in flight it gets an error at once, and neither client sees the question."""
     async with proxied(stdio("multiplex")) as proxy, AsyncExitStack() as stack:
         asks, other = [await stack.enter_async_context(Client.session(proxy.url, mark)) for mark in MARKS]
+        for _ in range(2):  # the server proves persistent: before that, calls do not share a process
+            await other.say("talk", mark=other.mark, steps=0)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(other.whole, other.message("tools/call", {"name": "hang"}, "waits"))
             await until(lambda: proxy.stats()["calls"] == 1)

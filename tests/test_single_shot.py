@@ -29,7 +29,9 @@ def test_a_single_shot_program_is_served_not_reused_and_said_once(
     program = command("single_shot", "--requests", str(shots))
     with mcpdiag.serve({"tool": program}, port=0, pool_mode=mode, max_connections=2) as proxy:
         client = RawClient(proxy.url).initialize()
-        answers = [client.request("tools/call", {"name": "echo", "arguments": {"text": str(n)}}) for n in range(5)]
+        answers = [
+            client.request("tools/call", {"name": "echo", "arguments": {"text": str(n)}}) for n in range(5)
+        ]
         assert all("result" in answer for answer in answers), answers
         pool = proxy.stats()["upstreams"]["tool"]["pool"]
         assert pool["opens"] >= 5
@@ -62,7 +64,10 @@ class Closing(BaseHTTPRequestHandler):
         answer = b""
         if "id" in message:
             arguments = message["params"].get("arguments", {})
-            result = {"protocolVersion": "2025-11-25", "content": [{"type": "text", "text": arguments.get("text")}]}
+            result = {
+                "protocolVersion": "2025-11-25",
+                "content": [{"type": "text", "text": arguments.get("text")}],
+            }
             answer = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode()
         self.send_response(200 if answer else 202)
         self.send_header("content-type", "application/json")
@@ -71,7 +76,7 @@ class Closing(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         return None
 
 
@@ -101,7 +106,10 @@ def test_an_http_server_that_closes_after_each_answer_is_served_and_said_once(
 
 
 def test_an_http_server_s_connections_are_reused() -> None:
-    with mcpdiag.serve({"inner": COMMAND}, port=0) as inner, mcpdiag.serve({"web": inner.url}, port=0) as proxy:
+    with (
+        mcpdiag.serve({"inner": COMMAND}, port=0) as inner,
+        mcpdiag.serve({"web": inner.url}, port=0) as proxy,
+    ):
         client = RawClient(proxy.url).initialize()
         for number in range(10):
             client.call("echo", text=str(number))
@@ -112,8 +120,22 @@ def test_an_http_server_s_connections_are_reused() -> None:
 
 def test_short_lived_processes_do_not_pile_up() -> None:
     before = own_processes()
-    with mcpdiag.serve({"tool": command("single_shot", "--requests", "2")}, port=0, pool_mode="request", max_connections=2) as proxy:
+    with mcpdiag.serve(
+        {"tool": command("single_shot", "--requests", "2")}, port=0, pool_mode="request", max_connections=2
+    ) as proxy:
         client = RawClient(proxy.url).initialize()
         for number in range(40):
             client.call("echo", text=str(number))
             assert len(own_processes() - before) <= 5  # two in the pool, two on their way out, the reaper
+
+
+def test_a_wedged_process_in_multiplex_mode_is_replaced() -> None:
+    """It answered nobody while a call timed out: the next call gets a process that works."""
+    with mcpdiag.serve(
+        {"demo": COMMAND}, port=0, pool_mode="multiplex", max_connections=1, request_timeout=0.3
+    ) as proxy:
+        client = RawClient(proxy.url).initialize()
+        first = client.call("whoami"), client.call("whoami"), client.call("whoami")
+        assert len(set(first)) == 1
+        assert "request_timeout" in client.call("sleep", seconds=30)
+        assert client.call("whoami") != first[0]

@@ -155,27 +155,30 @@ async def test_an_http_server_that_only_accepts_meets_request_timeout() -> None:
         assert proxy.stats()["sessions"] == 0
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
+async def test_a_notification_that_an_http_server_does_not_take_is_refused_in_time() -> None:
+    """And a response, and a cancellation. No JSON-RPC answer can carry the error, so it is HTTP 504."""
+    messages: list[Json] = [
         {"method": "notifications/roots/list_changed"},
-        {"id": 5, "result": {}},
         {"method": "notifications/cancelled", "params": {"requestId": "of a stream that was resumed"}},
-    ],
-    ids=["notification", "response", "cancellation"],
-)
-async def test_a_notification_that_an_http_server_does_not_take_is_refused_in_time(message: Json) -> None:
-    """No JSON-RPC answer can carry the error, so it is HTTP 504."""
+        {"id": 5, "result": {}},
+    ]
     async with (
         HttpFaults() as server,
         proxied(server.url, timeouts={"request_timeout": 0.3}) as proxy,
         Client.session(proxy.url) as client,
+        anyio.create_task_group() as tasks,
     ):
-        server.hang_on = {message.get("method", "")}
-        response = await client.whole({"jsonrpc": "2.0", **message})
-        assert response.status_code == 504
-        assert response.json()["error"]["data"]["type"] == "request_timeout"
-        assert await works(client)
+        server.hang_on = {message.get("method", "") for message in messages}
+
+        async def fail(message: Json) -> None:
+            response = await client.whole({"jsonrpc": "2.0", **message})
+            assert response.status_code == 504, message
+            error = response.json()["error"]
+            check(error, "request_timeout", "request", 0.3, "request_timeout")
+
+        for message in messages:
+            tasks.start_soon(fail, message)
+    assert not pool(proxy)["busy"]
 
 
 async def test_a_listening_stream_that_an_http_server_does_not_open_is_refused_in_time() -> None:
@@ -477,37 +480,32 @@ async def test_a_late_answer_reaches_nobody() -> None:
 # -- retries --------------------------------------------------------------------------------------------------
 
 
-async def sent_and_outcome(
-    proxy: Proxy, server: HttpFaults, hook: Recorder, method: str
-) -> tuple[int, Any, int]:
-    async with Client.session(proxy.url) as client:
-        params = {"name": "echo", "arguments": {"text": "x"}} if method == "tools/call" else {}
-        answer = await client.request(method, params)
-    kind = answer["error"]["data"]["type"] if "error" in answer else "ok"
-    (done,) = [event for event in hook.done if event.method == method]
-    assert done.outcome == kind
-    return len(server.posted(method)), kind, done.attempts
+REPEATS = [  # method, retries, how often the connection drops; how often it was sent, the outcome
+    ("tools/list", None, 1, 1, "upstream_closed"),  # off by default
+    ("tools/list", 2, 2, 3, "ok"),
+    ("tools/list", 2, 3, 3, "upstream_closed"),
+    ("tools/call", 5, 1, 1, "upstream_closed"),  # it may have run
+    ("resources/subscribe", 5, 1, 1, "upstream_closed"),
+]
 
 
-@pytest.mark.parametrize(
-    ("method", "retries", "drops", "expected"),
-    [
-        ("tools/list", 0, 1, (1, "upstream_closed", 1)),  # off by default
-        ("tools/list", 2, 2, (3, "ok", 3)),
-        ("tools/list", 2, 3, (3, "upstream_closed", 3)),
-        ("tools/call", 5, 1, (1, "upstream_closed", 1)),  # it may have run
-        ("resources/subscribe", 5, 1, (1, "upstream_closed", 1)),
-    ],
-)
-async def test_only_reads_are_repeated_after_the_server_may_have_begun(
-    method: str, retries: int, drops: int, expected: tuple[int, str, int]
-) -> None:
+async def test_only_reads_are_repeated_after_the_server_may_have_begun() -> None:
     hook = Recorder()
-    async with HttpFaults() as server:
-        upstream = {"url": server.url} | ({"retries": retries} if retries else {})
-        async with proxied(upstream, hook=hook) as proxy:
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(HttpFaults()) for _ in REPEATS]
+        upstreams = [
+            {"url": server.url} | ({} if row[1] is None else {"retries": row[1]})
+            for server, row in zip(servers, REPEATS, strict=True)
+        ]
+        proxy = await stack.enter_async_context(proxied(*upstreams, hook=hook))
+        for server, url, row in zip(servers, proxy.urls.values(), REPEATS, strict=True):
+            method, _, drops, sent, outcome = row
             server.drops = {method: drops}
-            assert await sent_and_outcome(proxy, server, hook, method) == expected
+            async with Client.session(url) as client:
+                answer = await client.request(method, {"name": "echo", "arguments": {"text": "x"}})
+            assert ("ok" if "result" in answer else answer["error"]["data"]["type"]) == outcome, row
+            assert len(server.posted(method)) == sent, row
+            assert (hook.done[-1].outcome, hook.done[-1].attempts) == (outcome, sent), row
 
 
 async def test_a_stdio_call_that_killed_its_server_is_not_repeated(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from types import MethodType
 from typing import Generic, TypeVar
 
 import anyio
@@ -81,12 +80,18 @@ class Pool(Generic[C]):
         clock: Clock = anyio.current_time,
     ) -> None:
         self.name = name
-        self._connect = connect  # upkeep holds it weakly: it may belong to an object that holds the pool
+        # Upkeep holds this one weakly: `connect` may be a method of whoever holds the pool.
+        self._connect: Connect[C] = lambda: connect()
         self._acquire_timeout = acquire_timeout
         self._connect_timeout = connect_timeout
         self._on_starved = on_starved
         self._upkeep: Upkeep[C] = Upkeep(
-            name, _weakly(connect), limits or PoolLimits(), hook=hook, channel_size=channel_size, clock=clock
+            name,
+            weakref.ref(self._connect),
+            limits or PoolLimits(),
+            hook=hook,
+            channel_size=channel_size,
+            clock=clock,
         )
         weakref.finalize(self, self._upkeep.forget).atexit = False
 
@@ -204,10 +209,3 @@ class Pool(Generic[C]):
             f"<Pool '{self.name}' {stats.idle} idle, {stats.busy} busy, {stats.opening} opening of {stats.max}, "
             f"{stats.waiting} waiting>"
         )
-
-
-def _weakly(connect: Connect[C]) -> Callable[[], Connect[C] | None]:
-    try:
-        return weakref.WeakMethod(connect) if isinstance(connect, MethodType) else weakref.ref(connect)
-    except TypeError:  # an object with slots cannot be held weakly
-        return lambda: connect

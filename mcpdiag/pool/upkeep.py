@@ -83,7 +83,6 @@ class Upkeep(Generic[C]):
                     self.force()
                     self._tasks.cancel_scope.cancel()
         finally:
-            self.returns.close()
             self._tasks = None
             self.stopped.set()
 
@@ -223,7 +222,7 @@ class Upkeep(Generic[C]):
             return failure
         now = self.clock()
         self.ledger.opened(slot, connection, now, now - began)
-        if connection.healthy or self.ledger.shutting:
+        if connection.healthy:
             return None
         # Not tried again on behalf of the same caller: a server that dies at once would be started without end.
         return ConnectError(
@@ -237,7 +236,6 @@ class Upkeep(Generic[C]):
                 await self._closed(slot, force=True)
         finally:
             self.ledger.closed(slot)
-            self.settle()
 
     async def _closed(self, slot: Slot[C], *, force: bool) -> bool:
         assert slot.connection is not None

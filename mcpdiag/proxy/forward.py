@@ -23,7 +23,7 @@ from mcpdiag.hooks import NO_HOOK, ExchangeDone, Hook
 from mcpdiag.protocol.message import encode_error
 from mcpdiag.protocol.sse import encode_message
 from mcpdiag.proxy.session import Session
-from mcpdiag.upstream.base import Answer, Exchange, Phase
+from mcpdiag.upstream.base import Answer, Exchange
 
 log = logging.getLogger("mcpdiag.proxy")
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -147,7 +147,6 @@ async def _attempts(session: Session, exchange: Exchange, retries: int) -> Answe
                 raise
         await anyio.sleep(random.uniform(0, RETRY_BASE * 2**exchange.attempts))  # noqa: S311
         exchange.again()
-        exchange.enter(Phase.REQUEST)
 
 
 def _may_repeat(exchange: Exchange, error: UpstreamError) -> bool:

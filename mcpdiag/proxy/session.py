@@ -121,7 +121,7 @@ class Sessions:
         if upstream.mode != "session" and stats.pins < stats.max:
             return []
         at = [session for session in self._sessions.values() if session.upstream is upstream]
-        holders = [session for session in at if getattr(session.at, "holds_connection", True)]
+        holders = [session for session in at if session.at.holds_connection]
         return holders if upstream.mode == "session" or len(holders) >= stats.max else []
 
     def end_soon(self, session: Session, why: str) -> None:
@@ -186,6 +186,14 @@ class Sessions:
                     if now - inbox.touched_at >= self.keepalive:
                         inbox.touched_at = now
                         inbox.nudge()
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """A caller that had to queue while every session was in use is helped once one is idle."""
+        for upstream in {session.upstream for session in self._sessions.values()}:
+            stats = upstream.stats()
+            if stats.waiting > stats.opening:  # who waits for an open is helped already
+                self.evict(upstream)
 
     # -- shutdown -----------------------------------------------------------------------------------------
 

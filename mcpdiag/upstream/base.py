@@ -67,8 +67,10 @@ class Inbox:
         self.touched_at = now
 
     def put(self, data: bytes) -> bool:
-        """Add a message. False if it is closed, or if the client is too far behind."""
-        if self.closed or len(self._items) >= INBOX_MESSAGES or self._bytes + len(data) > INBOX_BYTES:
+        """Add a message. False if it is closed, or if the client is too far behind; a single one always has room."""
+        if self.closed:
+            return False
+        if self._items and (len(self._items) >= INBOX_MESSAGES or self._bytes + len(data) > INBOX_BYTES):
             return False
         self._items.append(data)
         self._bytes += len(data)
@@ -150,12 +152,11 @@ class Client:
             inbox.put(data)
         self.streams.append(inbox)
 
-    def detach(self, inbox: Inbox) -> None:
-        """A stream has closed; what it did not send waits for the next one."""
+    def detach(self, inbox: Inbox) -> int:
+        """A stream has closed; what it did not send waits for the next one. Returns how many had no room there."""
         if inbox in self.streams:
             self.streams.remove(inbox)
-        for data in inbox.drain():
-            self.push(data)
+        return sum(not self.push(data) for data in inbox.drain())
 
     def ask(self, asked: Asked) -> int | None:
         """Remember a server request; returns the id under which the client sees it, None if too many are open."""
@@ -165,10 +166,12 @@ class Client:
         self.asked[self._last_id] = asked
         return self._last_id
 
-    def forget(self, owner: object) -> None:
-        """The connection that asked is gone: its questions have no asker any more."""
-        for number in [number for number, asked in self.asked.items() if asked.owner is owner]:
+    def forget(self, owner: object) -> list[Asked]:
+        """The asker is gone, or no longer wants to know: a response will not reach it. Returns what it had asked."""
+        void = {number: asked for number, asked in self.asked.items() if asked.owner is owner}
+        for number in void:
             del self.asked[number]
+        return [*void.values()]
 
 
 class Exchange:
@@ -199,6 +202,7 @@ class Exchange:
         "on_end",
         "outcome",
         "phase",
+        "progress_token",
         "queue_s",
         "reused",
         "rewritten_id",
@@ -236,6 +240,7 @@ class Exchange:
         self.outcome = "ok"
         self.on_end: Callable[[bool], None] | None = None
         self.rewritten_id = 0
+        self.progress_token = b""  # raw, as the client chose it
         self.queue_s = self.connect_s = self.sent_at = self.first_at = 0.0
         self.reused = False
         self.attempts = 1
@@ -311,6 +316,7 @@ class Exchange:
         self.attempts += 1
         self.final = self.error = None
         self.first_at = 0.0
+        self.enter(Phase.REQUEST)
         self.inbox = Inbox(self.clock())
 
     def end(self, *, reusable: bool) -> None:
@@ -374,6 +380,10 @@ class Answer:
 
 class UpstreamSession(Protocol):
     """What one client session has at one upstream."""
+
+    @property
+    def holds_connection(self) -> bool:
+        """Whether it keeps a connection to itself, which ending it would free."""
 
     async def exchange(self, exchange: Exchange) -> Answer:
         """Run one request. The caller holds `exchange.scope` and calls `exchange.end` when it is over."""

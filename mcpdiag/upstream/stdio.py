@@ -53,6 +53,7 @@ class Link:
         self.result = b""  # raw InitializeResult of the proxy's own handshake
         self.handshakes = 0
         self.settled_answers = 0
+        self.wedged = False  # it takes no new exchange; those on it may still end well
         self._upstream = upstream
 
     @property
@@ -62,7 +63,7 @@ class Link:
 
     @property
     def healthy(self) -> bool:
-        return self.connection.healthy
+        return self.connection.healthy and not self.wedged
 
     @property
     def ended_well(self) -> bool:
@@ -227,7 +228,9 @@ class StdioUpstream:
         link = await self._spawn(self._own_params())
         try:
             if not await self.settled(link):
-                return link
+                if link.healthy:
+                    return link
+                raise await link.gone()
         except BaseException:
             await self._discard(link)
             raise
@@ -357,6 +360,8 @@ class StdioSession:
         return anyio.move_on_after(self._upstream.config.timeouts.connect_timeout)
 
     def _finisher(self, exchange: Exchange, link: Link, lease: Lease[Link] | None) -> Callable[[bool], None]:
+        answers = link.connection.answers
+
         def finish(reusable: bool) -> None:
             if link.router.close(exchange):  # no answer yet: the server need not go on
                 # `initialize` must not be cancelled (2025-11-25, cancellation).
@@ -365,6 +370,9 @@ class StdioSession:
                 reusable = False
             if lease is None:
                 return
+            if link.capacity > 1:  # others share it: it goes only if it answered nobody all that time
+                link.wedged = not (reusable or exchange.cancelled) and link.connection.answers == answers
+                reusable = link.healthy
             if self._upstream.persistent or not reusable:
                 lease.release(reusable=reusable)
             else:
@@ -543,7 +551,8 @@ class StdioSession:
             while (data := await inbox.get()) != b"":
                 yield COMMENT_KEEPALIVE if data is None else encode_message(data)
         finally:
-            self._client.detach(inbox)
+            for _ in range(self._client.detach(inbox)):
+                self._undelivered("left over by a stream")
 
     async def aclose(self) -> None:
         self._upstream.clients.discard(self._client)

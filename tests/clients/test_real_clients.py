@@ -75,7 +75,7 @@ def upstream(request: pytest.FixtureRequest, http_everything: str) -> Any:
 @pytest.mark.parametrize("client", CLIENTS)
 def test_lists_calls_and_survives_a_timeout(client: str, upstream: Any) -> None:
     """The caller sees the proxy's own message about the timeout, and the session goes on."""
-    limits = {
+    limits: Any = {
         "request_timeout": "1500ms",
         "response_timeout": "1500ms",
     }  # its HTTP answers begin at once, with SSE

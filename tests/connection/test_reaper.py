@@ -245,6 +245,31 @@ def test_a_watcher_that_hangs_does_not_hold_up_the_close(monkeypatch: pytest.Mon
     assert not alive(pid)
 
 
+def test_the_watcher_is_told_each_group_and_goodbye_and_a_replacement_only_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[Path] = []
+
+    def start(*_: object, bufsize: int, env: dict[str, str], **__: object) -> subprocess.Popen[bytes]:
+        told.append(tmp_path / str(len(told)))
+        return real(["cp", "/dev/stdin", told[-1]], bufsize=bufsize, stdin=subprocess.PIPE, env=env)
+
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with Reaper() as reaper:
+        reaper.environment()
+        for group in (101, 102, 103):
+            reaper.watch(group)
+        reaper.forget(102)
+        until(lambda: told[0].exists() and told[0].read_text() == "+101\n+102\n+103\n-102\n")
+        os.kill(watcher_of(reaper), signal.SIGKILL)
+        until(lambda: not alive(watcher_of(reaper)))
+        reaper.environment()
+        reaper.forget(101)
+    assert sorted(told[1].read_text()) == sorted("+101\n+103\n-101\n.")
+    assert told[1].read_text().endswith("-101\n.")
+
+
 def test_many_threads_may_tell_it_at_once() -> None:
     with Reaper() as reaper:
         threads = [threading.Thread(target=reaper.environment) for _ in range(8)]

@@ -188,6 +188,17 @@ async def test_an_open_under_way_is_cancelled_and_its_caller_told(force: bool) -
         assert (stats.opening, stats.open_errors, server.opened) == (0, 0, [])
 
 
+async def test_an_open_under_way_is_cancelled_before_the_leases_are_drained() -> None:
+    server = ScriptedServer(Script(), Script(open_s=1000.0))
+    async with running(server) as pool, anyio.create_task_group() as tasks:
+        lease = await pool.acquire()
+        await call(tasks, pool)
+        tasks.start_soon(pool.aclose)
+        await anyio.sleep(1.0)
+        assert (check(pool).opening, pool.stats().busy) == (0, 1)
+        lease.release()
+
+
 async def test_an_open_that_has_not_begun_yet_is_not_begun() -> None:
     server = ScriptedServer(Script(), Script(open_s=1000.0))
     async with running(server, max_connections=1) as pool, anyio.create_task_group() as tasks:

@@ -273,6 +273,7 @@ def test_a_connection_given_back_as_not_reusable_is_doomed_and_its_place_is_free
     assert ledger.take_doomed() == [slot]
     assert ledger.reserve() is not None
     assert (ledger.stats().returns, ledger.stats().returns_bad, ledger.stats().closing) == (1, 1, 1)
+    assert (ledger.count.closed_single_shot, ledger.count.closed_lost) == (0, 0)
 
 
 def test_a_shared_connection_is_kept_for_the_others_when_one_exchange_goes_wrong() -> None:
@@ -351,7 +352,7 @@ def test_a_return_that_finds_no_room_on_the_channel_is_doomed_and_counted() -> N
 def test_idle_connections_expire_the_stalest_first_and_min_connections_stay() -> None:
     ledger = books(min_connections=1, idle_timeout=60.0)
     slots = [opened(ledger, now=float(now)) for now in (0, 30, 50)]
-    ledger.expire(61.0)
+    ledger.expire(60.0)
     assert ledger.take_doomed() == slots[:1]
     ledger.expire(1000.0)
     assert ledger.take_doomed() == slots[1:2]

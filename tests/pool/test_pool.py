@@ -534,6 +534,7 @@ async def test_those_who_share_go_on_when_who_wanted_it_alone_goes_away(how: str
         assert sharing.lease is not None
         assert sharing.lease.connection is lease.connection
         assert isinstance(alone.error, PoolTimeout) == (how == "timed out")
+        assert sharing.lease.waited_s == pytest.approx(0.0 if how == "cancelled" else 10.0, abs=0.5)
         lease.release()
         sharing.lease.release()
 
@@ -565,6 +566,18 @@ async def test_an_idle_connection_that_tells_that_it_was_lost_is_closed_at_once(
         await settle()
         assert connection.closed.is_set()
         assert (check(pool).size, pool.stats().closed_lost) == (0, 1)
+
+
+async def test_a_lost_connection_that_is_met_without_waiting_is_closed_too() -> None:
+    server = ScriptedServer()
+    async with running(server) as pool:
+        (await pool.acquire()).release()
+        await settle()
+        server.opened[0].lose()
+        assert pool.try_acquire() is None
+        await settle()
+        assert server.open == []
+        assert check(pool).closed_lost == 1
 
 
 async def test_an_idle_connection_that_says_nothing_of_its_end_is_found_lost_when_it_is_wanted() -> None:

@@ -1,7 +1,7 @@
 """Random callers, cancellations, failures and closes; every invariant is checked after every step of any task.
 
-Each round is one seed on virtual time. MCPDIAG_STRESS_SECONDS says how long to go on with new seeds (2 seconds by
-default, both loops together). A failure names its seed, and MCPDIAG_STRESS_SEED plays that round alone; only the
+Each round is one seed on virtual time. STRESS_SECONDS says how long to go on with new seeds (2 seconds by
+default, both loops together). A failure names its seed, and STRESS_SEED plays that round alone; only the
 order in which a loop runs tasks that are ready together is not the seed's.
 """
 
@@ -25,8 +25,8 @@ from mcpdiag.pool.stats import PoolStats
 from tests.pool.harness import ScriptedLease, check, ledger_of
 from tests.pool.virtual_time import VirtualLoop, backend_options
 
-SECONDS = float(os.environ.get("MCPDIAG_STRESS_SECONDS", "2"))
-SEED = os.environ.get("MCPDIAG_STRESS_SEED")
+SECONDS = float(os.environ.get("STRESS_SECONDS", "2"))
+SEED = os.environ.get("STRESS_SEED")
 
 
 class Round:
@@ -239,7 +239,7 @@ def test_every_invariant_holds_after_every_step_whatever_the_callers_do(
         try:
             steps += play(seed, backend)
         except BaseException as error:
-            error.add_note(f"repeat it with MCPDIAG_STRESS_SEED={seed} on {backend}")
+            error.add_note(f"repeat it with STRESS_SEED={seed} on {backend}")
             raise
         seed += 1
     print(f"{backend}: {seed - first} rounds, {steps} steps")

@@ -14,7 +14,7 @@ import pytest
 
 from mcpdiag.config import PoolLimits
 from mcpdiag.connection.scripted import Script, ScriptedConnection, ScriptedServer
-from mcpdiag.errors import ConnectError, ConnectTimeout, McpDiagError, UpstreamError
+from mcpdiag.errors import ConnectError, ConnectTimeout, McpDiagError, ShuttingDown, UpstreamError
 from mcpdiag.hooks import Happened
 from mcpdiag.pool.pool import Pool
 from tests.pool.harness import Heard, call, check, ledger_of, running, take_all
@@ -105,6 +105,24 @@ async def test_an_opener_that_lets_a_cancellation_of_its_own_escape_fails_its_ca
             await pool.acquire()
         (await pool.acquire()).release()
         assert check(pool).open_errors == 1
+
+
+async def test_an_opener_that_answers_a_cancellation_with_an_error_of_its_own_does_not_upset_the_close() -> (
+    None
+):
+    async def connect() -> ScriptedConnection:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise OSError("while cleaning up")
+
+    async with anyio.create_task_group() as tasks:
+        pool = Pool("demo", connect)
+        await pool.start(tasks)
+        caller = await call(tasks, pool)
+        await pool.aclose()
+        assert isinstance(caller.error, ShuttingDown)
+        assert check(pool).size == 0
 
 
 async def test_an_opener_that_raises_what_ends_programs_frees_its_place_and_ends_the_pool() -> None:
@@ -400,7 +418,7 @@ async def test_a_pool_held_only_by_the_object_whose_method_opens_its_connections
     assert server.open == []
 
 
-async def test_an_opener_that_cannot_be_referenced_weakly_works_too() -> None:
+async def test_a_pool_keeps_its_opener_whatever_it_is() -> None:
     class Opener:
         __slots__ = ("server",)
 
@@ -419,15 +437,21 @@ async def test_an_opener_that_cannot_be_referenced_weakly_works_too() -> None:
     assert server.open == []
 
 
-async def test_an_open_that_is_due_when_the_pool_is_forgotten_is_not_begun() -> None:
+async def test_an_open_that_is_due_when_the_pool_is_forgotten_is_not_begun(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     server = ScriptedServer()
     async with anyio.create_task_group() as tasks:
-        pool = forgettable(server, min_connections=2)
-        tasks.start_soon(pool.start, tasks)
-        del pool
+        pool = forgettable(server, min_connections=1)
+        await pool.start(tasks)
         await settle()
+        server.opened[0].lose()
+        pool.lost(server.opened[0])
+        pool._upkeep._keep_warm()
+        assert pool.stats().opening == 1
+        del pool
         gc.collect()
-    assert server.open == []
+    assert (server.attempts, server.open, caplog.text) == (1, [], "")
 
 
 async def test_a_pool_that_is_forgotten_before_it_was_started_leaves_nothing() -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from mcpdiag.hooks import Event, ExchangeDone, Happened
 from mcpdiag.serve import Proxy
+from mcpdiag.upstream.stdio import StdioUpstream
 
 LIMIT = 30.0  # seconds: nothing here takes that long unless it hangs
 UVLOOP = ("asyncio", {"use_uvloop": True})
@@ -50,13 +51,23 @@ class Recorder:
 
 @asynccontextmanager
 async def proxied(
-    *upstreams: Any, named: Mapping[str, Any] | None = None, **settings: Any
+    *upstreams: Any, named: Mapping[str, Any] | None = None, proved: bool = True, **settings: Any
 ) -> AsyncIterator[Proxy]:
-    """A proxy in this event loop in front of upstreams called `up`, `up2`, ... unless `named`; fails if the block hangs."""
+    """A proxy in this event loop, which fails if the block hangs.
+
+    Args:
+        upstreams: they are called `up`, `up2`, ...
+        named: upstreams under names of their own, instead.
+        proved: spare the proxy the 0.2 s in which it finds out that a stdio server lives on after an answer.
+        settings: fields of `ProxyConfig`, and of `timeouts` and `pool` for all upstreams.
+    """
     if named is None:
         named = {"up" if not number else f"up{number + 1}": each for number, each in enumerate(upstreams)}
     with anyio.fail_after(LIMIT):
         async with Proxy(named, **{"port": 0, "drain_timeout": 1, **settings}) as proxy:
+            for upstream in proxy._upstreams:
+                if isinstance(upstream, StdioUpstream):
+                    upstream.persistent = proved
             yield proxy
 
 

@@ -575,7 +575,6 @@ HARMLESS_GARBAGE = {
     "words": "hello",
     "half a message": '{"jsonrpc":"2.0","id":1',
     "an answer to nobody": '{"jsonrpc":"2.0","id":4711,"result":{}}',
-    "an error without id": '{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"?"}}',
     "a batch with a hole": '[{"jsonrpc":"2.0","method":"notifications/message"},null]',
     "progress without params": '{"jsonrpc":"2.0","method":"notifications/progress"}',
 }

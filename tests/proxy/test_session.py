@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import anyio
@@ -14,7 +14,10 @@ import psutil
 import pytest
 from anyio.abc import SocketStream
 
+from mcpdiag.pool.stats import PoolStats
+from mcpdiag.proxy.session import Sessions
 from mcpdiag.serve import Proxy
+from mcpdiag.upstream.base import Upstream
 from tests.proxy.client import UVLOOP, Client, Json, Recorder, on_both_loops, pool, proxied, text_of, until
 from tests.servers import marked
 
@@ -141,6 +144,7 @@ async def test_an_idle_session_is_ended_with_its_child() -> None:
         assert [event.detail for event in hook.happened("session_end")] == ["idle for too long"]
 
 
+@pytest.mark.slow
 async def test_a_session_in_use_is_not_idle() -> None:
     """A call in flight and an open stream keep a session beyond the idle timeout; one that has neither goes."""
     async with (
@@ -227,6 +231,62 @@ async def test_if_every_process_is_busy_a_new_session_waits_and_then_fails_in_wo
             assert word in error["message"]
         assert await status_of(busy) == 200
         assert proxy.stats()["sessions"] == 1
+
+
+async def test_a_session_that_falls_idle_makes_room_for_one_that_waits() -> None:
+    """Every process was busy when it came; its wait ends when a call does, not at `acquire_timeout`."""
+    async with (
+        proxied(SERVER, max_connections=1, keepalive_interval=0.15) as proxy,
+        sessions(proxy, 1) as (busy,),
+        Client.bare(proxy.url) as late,
+        anyio.create_task_group() as tasks,
+    ):
+        async with calling(busy, proxy):
+            tasks.start_soon(late.initialize)
+            await until(lambda: pool(proxy)["waiting"] == 1, "the second waits")
+        await until(lambda: "mcp-session-id" in late.headers, "the second has a session")
+        assert await status_of(busy) == 404
+
+
+class FakeUpstream:
+    """A full pool whose numbers the test sets."""
+
+    name = "up"
+    mode = "session"
+    holds_connection = True
+
+    def __init__(self, **numbers: int) -> None:
+        self.numbers = PoolStats(**numbers)
+        self.closed = 0
+
+    def session(self, client: object) -> Any:
+        return self
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+    def stats(self) -> PoolStats:
+        return self.numbers
+
+
+@pytest.mark.parametrize(
+    ("waiting", "opening", "left"),
+    [(0, 0, 2), (1, 1, 2), (3, 3, 2), (1, 0, 1), (2, 1, 1)],
+)
+async def test_a_caller_for_whom_a_process_is_being_opened_costs_nobody_a_session(
+    waiting: int, opening: int, left: int
+) -> None:
+    """Two idle sessions; one goes only if somebody waits and nothing is on its way to him."""
+    upstream = FakeUpstream(waiting=waiting, opening=opening, max=10)
+    sessions = Sessions()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(sessions.run)
+        for _ in range(2):
+            sessions.admit(sessions.begin(cast("Upstream", upstream)))
+        sessions._make_room()
+        assert len(sessions) == left
+        sessions.stop()
+    assert upstream.closed == 2 - left
 
 
 async def test_a_session_that_ends_makes_room_for_one_that_waits() -> None:

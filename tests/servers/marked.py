@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Params = dict[str, Any]
@@ -77,7 +77,7 @@ class Server:
         params = message.get("params") or {}
         try:
             result = self.answer(message["method"], params)
-        except (KeyError, AttributeError) as error:
+        except (KeyError, AttributeError, TypeError) as error:
             refusal = {"code": -32602, "message": f"missing or unknown: {error}"}
             self.write({"id": message["id"], "error": refusal})
             return
@@ -107,7 +107,7 @@ class Server:
             raise KeyError(method)
         return {}
 
-    def tool_talk(self, token: Any, mark: str, ask: list[str], steps: int = 3) -> str:
+    def tool_talk(self, token: Any, mark: str, ask: Sequence[str] = (), steps: int = 3) -> str:
         """Progress, logs, then each question in `ask`; returns what it heard, all of it with the caller's mark."""
         for step in range(1, steps + 1):
             if token is not None:
