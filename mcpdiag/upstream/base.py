@@ -26,6 +26,7 @@ from mcpdiag.errors import (
 )
 from mcpdiag.pool.stats import PoolStats
 from mcpdiag.protocol.message import Message, text_member
+from mcpdiag.upstream.scope import open_scope
 
 INBOX_MESSAGES = 1000
 INBOX_BYTES = 16 * 1024 * 1024
@@ -230,7 +231,7 @@ class Exchange:
         self.deadline_at = now + timeouts.deadline
         # As if sent already: the usual exchange finds a connection at once and so needs one timer.
         self.limit = timeouts.request_timeout
-        self.scope = anyio.CancelScope(deadline=min(now + self.limit, self.deadline_at))
+        self.scope = open_scope(min(now + self.limit, self.deadline_at))
         self.phase = Phase.REQUEST
         self.inbox = Inbox(now)
         self.final: bytes | None = None
