@@ -271,3 +271,31 @@ def test_the_reaper_is_gone_after_the_proxy() -> None:
         during = own_processes() - before
         assert any("reaper" in " ".join(psutil.Process(pid).cmdline()) for pid in during)
     assert own_processes() == before
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcpdiag.proxy.endpoint.BODY_TIMEOUT", 0.2)
+    with mcpdiag.serve({"demo": COMMAND}, port=0) as proxy:
+        client = RawClient(proxy.url).initialize()
+        host, port = proxy.url.split("/")[2].split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as stuck:
+            head = "".join(f"{key}: {value}\r\n" for key, value in client.headers.items())
+            stuck.sendall(
+                f"POST /mcp HTTP/1.1\r\nhost: localhost\r\n{head}content-length: 99\r\n\r\n{{".encode()
+            )
+            assert stuck.recv(1000).startswith(b"HTTP/1.1 408")
+        assert client.call("echo", text="others are served") == "others are served"
+
+
+def test_a_session_that_its_http_server_has_forgotten_ends_here_too() -> None:
+    with (
+        mcpdiag.serve({"inner": COMMAND}, port=0) as inner,
+        mcpdiag.serve({"outer": inner.url}, port=0) as outer,
+    ):
+        client = RawClient(outer.url).initialize()
+        for session in [*inner._proxy._sessions._sessions.values()]:  # type: ignore[union-attr]
+            inner._proxy._sessions._sessions.pop(session.id)  # type: ignore[union-attr]
+        message = {"jsonrpc": "2.0", "id": 5, "method": "ping"}
+        assert client.post(message)[0] == 404
+        assert outer.stats()["sessions"] == 0
+        assert client.post(message)[0] == 404

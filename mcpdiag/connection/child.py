@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,9 +32,8 @@ class Pipe:
     async def receive(self, max_bytes: int) -> bytes:
         """What has come, at least one byte; `b""` once the other end is closed."""
         while True:
-            await anyio.wait_readable(
-                self._fd
-            )  # first, so that a child that never stops leaves others their turn
+            # Waiting comes first, so that a child that never stops leaves others their turn.
+            await anyio.wait_readable(self._fd)
             with contextlib.suppress(BlockingIOError):
                 return os.read(self._fd, max_bytes)
 
@@ -58,13 +56,7 @@ class Pipe:
         """
         view = memoryview(data)
         while view := view[self.write(view) :]:
-            await self._room()
-
-    async def _room(self) -> None:
-        # Through a selector of our own: uvloop never tells who waits that the other end was closed (POLLERR).
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._fd, selectors.EVENT_WRITE)
-            await anyio.wait_readable(selector.fileno())
+            await anyio.wait_writable(self._fd)
 
     def close(self) -> None:
         self._file.close()

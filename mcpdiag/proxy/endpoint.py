@@ -33,11 +33,13 @@ from mcpdiag.proxy.forward import Reply, Send
 from mcpdiag.proxy.guard import Guard
 from mcpdiag.proxy.session import Session, Sessions
 from mcpdiag.upstream.base import Answer, Exchange, Inbox, Upstream
+from mcpdiag.upstream.scope import open_scope
 
 log = logging.getLogger("mcpdiag.proxy")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Scope = MutableMapping[str, Any]
 METHODS = "GET, POST, DELETE"
+BODY_TIMEOUT = 30.0  # seconds for the body of a request to arrive
 MAX_BATCH = 1000
 _WANTED = frozenset(
     {
@@ -156,6 +158,8 @@ class Endpoint:
                 return
             exchange = self._exchange(session, message, len(body))
             await forward.run(session, exchange, reply, self._hook, retries=upstream.config.retries)
+            if exchange.outcome == "http_404":  # its server has ended the session, so here it ends too
+                self._sessions.end_soon(session, "ended by its server")
             self._note_idle()
         else:
             answer = await self._tell(session, message)
@@ -167,6 +171,11 @@ class Endpoint:
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
             raise self._guard.too_large(int(declared))
+        with open_scope(self._sessions.clock() + BODY_TIMEOUT):
+            return await self._read_within(receive, limit)
+        raise ClientError(f"the body did not arrive within {BODY_TIMEOUT:g} s; send it faster", status=408)
+
+    async def _read_within(self, receive: Receive, limit: int) -> bytes:
         event = await receive()
         body = event.get("body", b"")
         if event.get("more_body"):

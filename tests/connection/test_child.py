@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from mcpdiag.connection.child import Child
 from tests.connection.processes import GUARD, alive, open_files
@@ -106,7 +107,6 @@ async def test_all_of_a_message_is_written_although_the_pipe_has_no_room_for_it(
 
 @MARK
 async def test_who_waits_for_room_is_told_when_the_other_end_is_closed() -> None:
-    """uvloop itself does not tell: it gives up a descriptor that has an error."""
     closes = "import os, signal as s; s.signal(s.SIGTERM, lambda *_: os.close(0)); print(flush=True)\nwhile 1: s.pause()"
     with anyio.fail_after(GUARD), started(sys.executable, "-I", "-S", "-c", closes) as child:
         await child.stdout.receive(1)
@@ -154,14 +154,14 @@ async def test_a_child_that_never_stops_writing_leaves_others_their_turn() -> No
 
             tasks.start_soon(read)
             for _ in range(100):
-                await anyio.lowlevel.checkpoint()
+                await checkpoint()
             tasks.cancel_scope.cancel()
 
 
 def test_where_there_are_no_process_groups_it_can_be_imported_and_says_so() -> None:
     """As Windows is: no killpg, no SIGKILL, no SIGHUP, no /proc."""
     program = """
-import asyncio, os, select, selectors, signal, subprocess, sys, threading
+import asyncio, os, select, signal, subprocess, sys, threading
 import anyio, msgspec, anyio._backends._asyncio, mcpdiag
 for name in [name for name in sys.modules if name.startswith("mcpdiag.connection")]:
     del sys.modules[name]

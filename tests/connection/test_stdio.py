@@ -317,7 +317,10 @@ async def test_a_reaper_that_fails_after_the_spawn_leaves_no_child() -> None:
 # -- what comes on stdout -------------------------------------------------------------------------------------
 
 
-async def test_what_the_child_left_in_the_pipe_is_read_after_its_exit() -> None:
+async def test_what_the_child_left_in_the_pipe_is_read_after_its_exit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stdio, "READ_BYTES", 100)  # the exit is known long before the last byte is read
     async with running(*command("single_shot", "--big", "60000", "--code", "3", "--stderr", "bye")) as talk:
         result = await talk.ask(talk.request("ping"))
         assert len(result["content"][0]["text"]) == 60000
@@ -498,8 +501,9 @@ async def test_a_child_that_closes_only_its_stdout_is_lost() -> None:
 
 
 @pytest.mark.usefixtures("drained_soon")
-async def test_a_child_that_closes_only_its_stdin_is_lost_with_the_next_message() -> None:
-    async with running(*command("hangs", "--close", "stdin")) as talk:
+@pytest.mark.parametrize("capacity", [1, 8])
+async def test_a_child_that_closes_only_its_stdin_is_lost_with_the_next_message(capacity: int) -> None:
+    async with running(*command("hangs", "--close", "stdin"), capacity=capacity) as talk:
         await talk.ready()
         files = f"/proc/{talk.connection.pid}/fd"
         await talk.connection.send(talk.tool("any"))
@@ -591,6 +595,10 @@ async def test_who_sends_to_a_child_that_does_not_read_waits_until_it_does() -> 
         assert len(sent) == 3
         assert talk.connection.stderr_tail == ""
         await until(lambda: talk.connection._out_bytes == 0)
+        await stopped(talk)
+        tasks.start_soon(send)
+        await wait_all_tasks_blocked()  # it waits, and does not look again and again
+        os.kill(talk.connection.pid, signal.SIGCONT)
 
 
 async def test_a_child_that_does_not_read_holds_up_nobody_else() -> None:
@@ -654,6 +662,25 @@ async def test_lines_of_many_senders_stay_whole_also_when_some_are_cancelled() -
         assert not heard & {before + 1 + number for number in range(0, 40, 2)}
 
 
+async def test_who_waits_to_send_is_told_as_soon_as_a_close_is_asked_for() -> None:
+    """Not only when the child is gone, which takes as long as the ladder."""
+    async with running(*command("hangs", "--at", "reading")) as talk, anyio.create_task_group() as tasks:
+        await stopped(talk)
+        told = anyio.Event()
+
+        async def send() -> None:
+            with pytest.raises(UpstreamClosed, match="was closed"):
+                await talk.connection.send(b"{}")
+            told.set()
+
+        tasks.start_soon(send)
+        await wait_all_tasks_blocked()
+        tasks.start_soon(talk.connection.aclose)
+        await told.wait()
+        assert alive(talk.connection.pid)
+        await talk.connection.aclose(force=True)
+
+
 @pytest.mark.parametrize("force", [False, True])
 async def test_who_waits_to_send_is_told_when_the_connection_closes(force: bool) -> None:
     async with running(*command("hangs", "--at", "reading"), close_timeout=SHORT) as talk:
@@ -705,8 +732,10 @@ async def test_a_child_that_lets_posted_messages_pile_up_is_given_up(monkeypatch
         assert "does not read its stdin, where 3" in str(talk.connection.gone())
 
 
-async def test_what_was_queued_before_the_close_still_reaches_the_child() -> None:
-    async with running(*command("noisy")) as talk:
+@pytest.mark.parametrize("capacity", [1, 8])
+async def test_what_was_queued_before_the_close_still_reaches_the_child(capacity: int) -> None:
+    """Whether it is written at once or by the writer."""
+    async with running(*command("noisy"), capacity=capacity) as talk:
         await talk.ready()
         talk.connection.post(talk.tool("stderr", text="last wish"))
         await talk.connection.aclose()
@@ -780,6 +809,28 @@ async def test_what_the_child_leaves_in_its_group_is_killed_after_its_exit() -> 
         await talk.connection.aclose()
         assert talk.connection.returncode == 0
         await until(lambda: not any(alive(pid) for pid in pids))
+
+
+async def test_what_the_child_leaves_in_its_group_does_not_hold_up_the_close(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is killed before its streams are read to their end, which it holds open."""
+    monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT", LONG)
+    async with running(*command("forks", "--hold", "stdout", "stderr", "--ignore", "term")) as talk:
+        await talk.ready()
+        await talk.connection.aclose()
+        assert talk.connection.returncode == 0
+
+
+async def test_the_last_words_of_a_child_that_ends_with_its_stdin_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stdio, "READ_BYTES", 50)  # the exit is known long before the last byte is read
+    words = "w" * 60_000
+    async with running(*command("stubborn", "--ignore", "--last-words", words)) as talk:
+        await talk.ready()
+        await talk.connection.aclose()
+        assert talk.connection.stderr_tail == words
 
 
 async def test_force_goes_to_sigkill_at_once() -> None:

@@ -132,11 +132,11 @@ async def test_keep_alives_also_flow_on_the_listening_stream_of_an_http_server()
 STATUSES: list[tuple[int, str, Json]] = [
     (401, "", {"www-authenticate": 'Bearer resource_metadata="https://as.example/x"'}),
     (403, '{"jsonrpc":"2.0","id":null,"error":{"code":-1,"message":"scope"}}', {}),
-    (404, "gone", {"content-type": "text/plain"}),
     (400, '{"jsonrpc":"2.0","id":"i","error":{"code":-32602,"message":"bad"}}', {}),
     (429, "slow down", {"content-type": "text/plain", "retry-after": "7"}),
     (500, "<h1>oops</h1>", {"content-type": "text/html; charset=utf-8"}),
     (503, "", {"retry-after": "1"}),
+    (404, "gone", {"content-type": "text/plain"}),  # the last one: it ends the session
 ]
 
 
@@ -154,7 +154,10 @@ async def test_an_http_servers_refusal_is_relayed_as_it_came() -> None:
                 assert response.headers[key] == value, status
             assert not {*own} & {*response.headers}, status
             assert hook.done[-1].outcome == f"http_{status}"
-            assert await client.say("echo", text="still here") == "still here"
+            if status != 404:
+                assert await client.say("echo", text="still here") == "still here"
+        ended = await client.whole(call_of(client, "echo", text="gone"))
+        assert (ended.status_code, ended.json()["error"]["code"]) == (404, -32600)
 
 
 async def test_a_refused_initialize_is_relayed_and_leaves_no_session() -> None:

@@ -16,7 +16,7 @@ from types import FrameType
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from tests.servers.mini import Server
+from tests.servers.mini import Server, write
 
 
 def main() -> None:
@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--ignore", nargs="*", choices=["eof", "term"], default=["eof", "term"])
     parser.add_argument("--term-file")
     parser.add_argument("--linger", type=float, default=0.0)
+    parser.add_argument("--last-words", default="")
     options = parser.parse_args()
 
     def on_term(number: int, frame: FrameType | None) -> None:
@@ -39,6 +40,7 @@ def main() -> None:
     while "eof" in options.ignore:
         signal.pause()
     time.sleep(options.linger)
+    write(options.last_words.encode(), 2)
 
 
 if __name__ == "__main__":
