@@ -497,7 +497,7 @@ async def test_when_the_connection_is_lost_every_exchange_fails_and_every_questi
     wire = Wire(owner)
     exchanges = [wire.open(owner), wire.open(owner)]
     wire.receive(ROOTS)
-    wire.router.call("ping", b"{}", pytest.fail)
+    wire.router.call("ping", b"{}", lambda message: pytest.fail("answered"))
     wire.router.owner = None
     wire.router.fail_all(lambda: UpstreamClosed("gone"))
     wire.receive({"id": 3, "result": {}})
