@@ -56,6 +56,7 @@ class _Corked:
 
 
 class _CorkedProtocol(HttpToolsProtocol):
+    # uvicorn types the transport by class; ours stands in for it by its methods.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Corked(transport, self.loop))  # type: ignore[arg-type]
 

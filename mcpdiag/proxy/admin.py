@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from starlette.applications import Starlette
@@ -45,8 +44,3 @@ def admin_app(guard: Guard, ready: Callable[[], bool], stats: Callable[[], dict[
         return refused(request, with_token=True) or JSONResponse(stats())
 
     return Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/stats", numbers)])
-
-
-def pool_stats(stats: object) -> dict[str, Any]:
-    """A PoolStats as plain JSON."""
-    return asdict(stats)  # type: ignore[call-overload, no-any-return]
