@@ -151,6 +151,7 @@ class StdioUpstream:
         link = Link(connection, router, lambda: self.persistent)
         connection.on_message = router.receive
         connection.on_stray = self._stray
+        connection.on_oversized = router.oversized
         connection.on_lost = lambda: self._lost(link)
         assert self._tasks is not None
         try:
