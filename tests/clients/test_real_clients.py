@@ -99,8 +99,8 @@ def test_two_hundred_abandoned_sessions_leave_nothing(nothing_left: None) -> Non
     from mcpdiag.embedded import COMMAND
     from tests.conftest import RawClient, own_descriptors, own_processes
 
-    settings = {"session_idle_timeout": 2.0, "max_connections": 200, "max_sessions": 200}
-    with mcpdiag.serve({"demo": COMMAND}, port=0, **settings) as proxy:  # type: ignore[arg-type]
+    settings: Any = {"session_idle_timeout": 2.0, "max_connections": 200, "max_sessions": 200}
+    with mcpdiag.serve({"demo": COMMAND}, port=0, **settings) as proxy:
         RawClient(proxy.url).initialize().http("DELETE")
         processes, descriptors = own_processes(), own_descriptors()
         for _ in range(200):
