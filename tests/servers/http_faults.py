@@ -153,6 +153,8 @@ class HttpFaults:
         return again
 
     async def _write(self, request: Request, *parts: bytes) -> bool:
+        if request.writer.is_closing():  # uvloop's answer to a write would be a RuntimeError
+            raise ConnectionResetError("the proxy has closed the connection")
         request.writer.write(b"".join(parts))
         await request.writer.drain()
         return True
