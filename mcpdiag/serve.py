@@ -31,6 +31,7 @@ from mcpdiag.errors import StartError
 from mcpdiag.hooks import NO_HOOK, Hook
 from mcpdiag.proxy.admin import admin_app
 from mcpdiag.proxy.endpoint import Endpoint
+from mcpdiag.proxy.gate import Gate
 from mcpdiag.proxy.guard import Guard
 from mcpdiag.proxy.session import Sessions
 from mcpdiag.server import Server, listen
@@ -67,7 +68,7 @@ class Proxy:
         self._hook = hook
         self._upstreams: list[StdioUpstream | HttpUpstream] = []
         self._sessions: Sessions | None = None
-        self._endpoint: Endpoint | None = None
+        self._gate: Gate | None = None
         self._servers: list[Server] = []
         self._tasks: TaskGroup | None = None
         self._stack = AsyncExitStack()
@@ -106,8 +107,9 @@ class Proxy:
                 await upstream.start(self._tasks)
             self._tasks.start_soon(sessions.run)
             guard = Guard(config)
-            self._endpoint = Endpoint(self._upstreams, sessions, guard, hook=self._hook)
-            await self._serve(self._endpoint, listener)
+            self._gate = Gate(sessions.calls_in_flight)
+            endpoint = Endpoint(self._upstreams, sessions, guard, self._gate, hook=self._hook)
+            await self._serve(endpoint, listener)
             if admin is not None:
                 await self._serve(admin_app(guard, lambda: not self._closing, self.stats), admin)
                 self.admin_url = _url(config.host, admin)
@@ -181,10 +183,10 @@ class Proxy:
         with anyio.CancelScope(shield=True):
             for server in self._servers:
                 server.stop_accepting()
-            if self._endpoint is not None and self._sessions is not None:
-                self._endpoint.close()
+            if self._gate is not None and self._sessions is not None:
+                self._gate.close()
                 self._sessions.close_streams()
-                await self._drain(self._endpoint)
+                await self._drain(self._gate)
                 await self._sessions.close_all("shut down")
             await self._close_pools(force=self._force.is_set())
             for server in self._servers:
@@ -195,7 +197,7 @@ class Proxy:
                 self._sessions.stop()
             self._closed.set()
 
-    async def _drain(self, endpoint: Endpoint) -> None:
+    async def _drain(self, gate: Gate) -> None:
         assert self._force is not None
 
         async def cut_short(force: anyio.Event) -> None:
@@ -205,7 +207,7 @@ class Proxy:
         with anyio.move_on_after(self.config.drain_timeout):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(cut_short, self._force)
-                await endpoint.drained()
+                await gate.drained()
                 tasks.cancel_scope.cancel()
 
     async def _close_pools(self, *, force: bool) -> None:

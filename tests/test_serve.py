@@ -274,7 +274,7 @@ def test_the_reaper_is_gone_after_the_proxy() -> None:
 
 
 def test_a_body_that_does_not_arrive_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mcpdiag.proxy.endpoint.BODY_TIMEOUT", 0.2)
+    monkeypatch.setattr("mcpdiag.proxy.request.BODY_TIMEOUT", 0.2)
     with mcpdiag.serve({"demo": COMMAND}, port=0) as proxy:
         client = RawClient(proxy.url).initialize()
         host, port = proxy.url.split("/")[2].split(":")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from contextlib import aclosing
 from time import perf_counter
 from typing import Any, cast
@@ -22,11 +22,11 @@ from mcpdiag.errors import (
 from mcpdiag.hooks import NO_HOOK, ExchangeDone, Hook
 from mcpdiag.protocol.message import encode_error
 from mcpdiag.protocol.sse import encode_message
+from mcpdiag.proxy.request import Reply
 from mcpdiag.proxy.session import Session
 from mcpdiag.upstream.base import Answer, Exchange
 
 log = logging.getLogger("mcpdiag.proxy")
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 RETRY_BASE = 0.05
 LAST_WORDS = 1.0  # seconds for an error at the end of a stream that the client may have stopped to read
 # Methods that only read: they may be sent again although the server may have begun with them.
@@ -36,55 +36,6 @@ READ_ONLY = frozenset(
         "resources/templates/list", "completion/complete",
     }
 )  # fmt: skip
-
-
-class Reply:
-    """The HTTP response to one request, sent once: whole, or as a stream of events."""
-
-    started = False
-    streaming = False
-    ended = False
-
-    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
-        self._send = send
-        self.headers = headers
-        self.bytes = 0
-
-    async def whole(self, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
-        """Status, headers and the complete body."""
-        self.started = True
-        self.bytes += len(body)
-        headers = [*self.headers, (b"content-length", b"%d" % len(body))]
-        if body:
-            headers.append((b"content-type", content_type))
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
-        self.ended = True
-
-    async def event(self, data: bytes) -> None:
-        """An encoded event; the first one begins the stream."""
-        if not self.started:
-            await self.begin()
-        self.bytes += len(data)
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def begin(self) -> None:
-        """The head of an event stream."""
-        self.started = self.streaming = True
-        headers = [
-            *self.headers,
-            (b"content-type", b"text/event-stream"),
-            (b"cache-control", b"no-cache, no-transform"),
-            (b"x-accel-buffering", b"no"),
-        ]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-
-    async def end(self) -> None:
-        """The end of an event stream."""
-        if not self.started:
-            await self.begin()
-        await self._send({"type": "http.response.body", "body": b""})
-        self.ended = True
 
 
 async def run(

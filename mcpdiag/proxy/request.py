@@ -1,0 +1,176 @@
+"""One HTTP request as the endpoint's handlers see it: its headers, its body within limits, and the reply to it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, cast
+
+from mcpdiag.errors import ClientError, McpDiagError
+from mcpdiag.protocol.headers import accepts, is_json
+from mcpdiag.protocol.message import Message, encode_error
+from mcpdiag.proxy.guard import Guard
+from mcpdiag.upstream.scope import open_scope
+
+log = logging.getLogger("mcpdiag.proxy")
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = dict[bytes, bytes]
+BODY_TIMEOUT = 30.0  # seconds for the body of a request to arrive
+
+
+class Reply:
+    """The HTTP response to one request, sent once: whole, or as a stream of events."""
+
+    started = False
+    streaming = False
+    ended = False
+
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+        self._send = send
+        self.headers = headers
+        self.bytes = 0
+
+    async def whole(self, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
+        """Status, headers and the complete body."""
+        self.started = True
+        self.bytes += len(body)
+        headers = [*self.headers, (b"content-length", b"%d" % len(body))]
+        if body:
+            headers.append((b"content-type", content_type))
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+        self.ended = True
+
+    async def event(self, data: bytes) -> None:
+        """An encoded event; the first one begins the stream."""
+        if not self.started:
+            await self.begin()
+        self.bytes += len(data)
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def begin(self) -> None:
+        """The head of an event stream."""
+        self.started = self.streaming = True
+        headers = [
+            *self.headers,
+            (b"content-type", b"text/event-stream"),
+            (b"cache-control", b"no-cache, no-transform"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def end(self) -> None:
+        """The end of an event stream."""
+        if not self.started:
+            await self.begin()
+        await self._send({"type": "http.response.body", "body": b""})
+        self.ended = True
+
+
+class Request:
+    """A request that has passed the guard.
+
+    Attributes:
+        headers: those that have a meaning here, names in lower case.
+        path: without the query.
+        query: raw, without the question mark.
+        reply: the response, sent by whoever handles the request.
+    """
+
+    __slots__ = ("_clock", "_guard", "_receive", "headers", "path", "query", "reply")
+
+    def __init__(
+        self,
+        headers: Headers,
+        path: str,
+        query: bytes,
+        receive: Receive,
+        reply: Reply,
+        guard: Guard,
+        clock: Callable[[], float],
+    ) -> None:
+        self.headers = headers
+        self.path = path
+        self.query = query
+        self.reply = reply
+        self._receive = receive
+        self._guard = guard
+        self._clock = clock
+
+    @property
+    def authorization(self) -> bytes:
+        """What an HTTP upstream may get. With a token of the proxy's own the header is meant for the proxy: b""."""
+        return b"" if self._guard.token else self.headers.get(b"authorization", b"")
+
+    def wants(self, *media: bytes) -> None:
+        """
+        Raises:
+            ClientError: 406, `Accept` does not allow one of these media types.
+        """
+        accept = self.headers.get(b"accept")
+        if not accepts(accept, *media):
+            wanted = " and ".join(kind.decode() for kind in media)
+            found = (accept or b"none").decode("latin-1")
+            both = "both " if len(media) > 1 else ""
+            raise ClientError(f"Accept must allow {both}{wanted}, found {found}", status=406)
+
+    async def json(self) -> bytes:
+        """The body, which must say that it is JSON.
+
+        Raises:
+            ClientError: 415 another content type, 413 too large, 408 too slow, 400 cut short.
+        """
+        content_type = self.headers.get(b"content-type")
+        if not is_json(content_type):
+            found = (content_type or b"none").decode("latin-1")
+            raise ClientError(f"Content-Type must be application/json, found {found}", status=415)
+        limit = self._guard.max_body_bytes
+        declared = self.headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > limit:
+            raise self._guard.too_large(int(declared))
+        with open_scope(self._clock() + BODY_TIMEOUT):
+            return await self._read(limit)
+        raise ClientError(f"the body did not arrive within {BODY_TIMEOUT:g} s; send it faster", status=408)
+
+    async def _read(self, limit: int) -> bytes:
+        event = await self._receive()
+        body = event.get("body", b"")
+        if event.get("more_body"):
+            parts, size = [body], len(body)
+            while event.get("more_body"):
+                event = await self._receive()
+                parts.append(event.get("body", b""))
+                size += len(parts[-1])
+                if size > limit:
+                    raise self._guard.too_large(size)
+            body = b"".join(parts)
+        if event["type"] == "http.disconnect":
+            raise ClientError("the client went away before its request was complete")
+        if len(body) > limit:
+            raise self._guard.too_large(len(body))
+        return cast("bytes", body)
+
+    async def gone(self) -> None:
+        """Return when the client has closed the connection. Only after the body was read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+async def refuse_call(message: Message, error: McpDiagError, reply: Reply) -> None:
+    """Where there is a request to answer, official clients show its error; they do not show an HTTP status."""
+    await reply.whole(200, encode_error(message.id, error.code, error.message, error.to_data()))
+
+
+async def refuse(error: McpDiagError, reply: Reply) -> None:
+    """An error that belongs to no JSON-RPC request, with its HTTP status."""
+    if reply.started:
+        log.warning("a response broke off: %s", error.message)
+        await reply.end()
+        return
+    if isinstance(error, ClientError):
+        reply.headers += [(key.encode(), value.encode()) for key, value in error.headers.items()]
+        data: dict[str, Any] | None = error.data or None
+    else:
+        data = error.to_data()
+    await reply.whole(error.status, encode_error(b"null", error.code, error.message, data))
