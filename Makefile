@@ -11,16 +11,20 @@ help:
 	@echo "make test-slow    the slow tests: real clients, Node servers, 200 sessions"
 	@echo "make check        ruff, mypy --strict"
 	@echo "make coverage     branch coverage of protocol, pool and connection"
-	@echo "make conformance  the official MCP conformance suite through the proxy (needs Node 20 and npm)"
+	@echo "make conformance  the official MCP conformance suites through the proxy (needs Node 20 and npm)"
 	@echo "make bench        what pooling saves, and the speed floor against nginx (needs wrk and nginx)"
 
-$(VENV)/.ready: pyproject.toml tools/setup-venv
+$(VENV)/.demo: pyproject.toml tools/setup-venv
 	@sh tools/setup-venv "$(PYTHON)" $(VENV)
 	@touch $@
 
+$(VENV)/.ready: pyproject.toml tools/setup-venv
+	@sh tools/setup-venv "$(PYTHON)" $(VENV) test check
+	@touch $(VENV)/.demo $@
+
 setup: $(VENV)/.ready
 
-demo: setup
+demo: $(VENV)/.demo
 	@$(BIN)/mcpdiag demo
 
 test: setup
@@ -43,6 +47,7 @@ coverage: setup
 
 conformance: setup
 	sh tools/setup-node
+	sh tools/setup-clients "$(PYTHON)"
 	$(BIN)/python tools/conformance.py
 
 bench: setup

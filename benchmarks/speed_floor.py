@@ -60,8 +60,8 @@ def profile(pid: int, seconds: float, title: str) -> None:
             own[frame.split("(")[-1].split(":")[0]] += int(count)
     total = sum(own.values())
     print(f"profile of {title}, own time by file:")
-    for name, count in own.most_common(14):
-        print(f"  {count / total:6.1%} {name}")
+    for name, samples in own.most_common(14):
+        print(f"  {samples / total:6.1%} {name}")
 
 
 def main() -> None:

@@ -99,8 +99,11 @@ def load(url: str, sessions: list[str], *, connections: int, seconds: float) -> 
     line = next(line for line in found.stdout.splitlines() if line.startswith("JSON "))
     numbers = json.loads(line[5:])
     return Run(
-        numbers["requests"] / numbers["seconds"],
-        *(numbers[key] for key in ("p50_ms", "p95_ms", "p99_ms", "max_ms")),
+        rps=numbers["requests"] / numbers["seconds"],
+        p50_ms=numbers["p50_ms"],
+        p95_ms=numbers["p95_ms"],
+        p99_ms=numbers["p99_ms"],
+        max_ms=numbers["max_ms"],
         errors=numbers["errors"],
     )
 
@@ -155,7 +158,7 @@ def proxy(*args: str) -> Iterator[tuple[str, int]]:
 
 
 def median(runs: list[Run], field: str) -> float:
-    return statistics.median(getattr(run, field) for run in runs)
+    return float(statistics.median(getattr(run, field) for run in runs))
 
 
 def spread(runs: list[Run], field: str) -> str:

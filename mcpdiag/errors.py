@@ -3,6 +3,10 @@
     McpDiagError
     ├── ConfigError            the operator's settings are wrong (exit code 2)
     ├── StartError             the proxy could not start (exit code 3)
+    ├── AttachError            the proxy to look at cannot be reached
+    ├── HeapError              a heap window or capture failed; the proxy goes on
+    │   ├── HeapBusy           a memray tracker is active in this process already
+    │   └── HeapUnavailable    there is no memray, or a command that cannot run under it
     ├── ClientError            the client's request is wrong; carries an HTTP status
     ├── UpstreamError          the server behind the proxy failed
     │   ├── ConnectError       it could not be reached or started
@@ -32,6 +36,10 @@ INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
+# Of the specification itself, since 2026-07-28 (basic/index, "Error Codes").
+HEADER_MISMATCH = -32020
+MISSING_CAPABILITY = -32021
+UNSUPPORTED_VERSION = -32022
 
 
 class McpDiagError(Exception):
@@ -65,6 +73,30 @@ class StartError(McpDiagError):
     """The proxy could not start: a port in use, a command that does not exist."""
 
     type = "start"
+
+
+class AttachError(McpDiagError):
+    """The proxy whose samples are wanted cannot be reached, or refuses."""
+
+    type = "attach"
+
+
+class HeapError(McpDiagError):
+    """A heap window or a capture of memray failed. The proxy is not affected."""
+
+    type = "heap"
+
+
+class HeapBusy(HeapError):
+    """A memray tracker is active in this process already, and there can be one."""
+
+    type = "heap_busy"
+
+
+class HeapUnavailable(HeapError):
+    """memray is not installed or does not load here, or a command is none that can run under it."""
+
+    type = "heap_unavailable"
 
 
 class ClientError(McpDiagError):

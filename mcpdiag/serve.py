@@ -14,12 +14,12 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import anyio
 from anyio.abc import TaskGroup
@@ -27,15 +27,23 @@ from anyio.abc import TaskGroup
 from mcpdiag.config import ProxyConfig, UpstreamConfig
 from mcpdiag.config.load import load
 from mcpdiag.connection.reaper import Reaper
-from mcpdiag.errors import StartError
+from mcpdiag.errors import ConfigError, StartError
 from mcpdiag.hooks import NO_HOOK, Hook
+from mcpdiag.listeners import Listeners
 from mcpdiag.proxy.admin import admin_app
 from mcpdiag.proxy.endpoint import Endpoint
 from mcpdiag.proxy.gate import Gate
 from mcpdiag.proxy.guard import Guard
 from mcpdiag.proxy.session import Sessions
+from mcpdiag.proxy.stdio import StdioFront
+from mcpdiag.samples.gauge import Gauge, PoolReading
+from mcpdiag.samples.recorder import Recorder
+from mcpdiag.samples.sampling import Sampling
+from mcpdiag.samples.writer import Writer
 from mcpdiag.server import Server, listen
+from mcpdiag.upstream.auto import AutoUpstream
 from mcpdiag.upstream.http import HttpUpstream
+from mcpdiag.upstream.legacy import LegacyUpstream
 from mcpdiag.upstream.stdio import StdioUpstream
 
 log = logging.getLogger("mcpdiag.serve")
@@ -53,6 +61,8 @@ class Proxy:
         upstreams: by name: a command as a list, a URL, or a mapping with the fields of `UpstreamConfig`;
             or a complete `ProxyConfig`.
         hook: receives every event (`mcpdiag.hooks`).
+        record: keep samples in `recorder`; without it nothing is sampled, and nothing paid for it.
+        stdio: serve one client on these file descriptors, to read from and to write to, instead of a port.
         settings: fields of `ProxyConfig`; `timeouts` and `pool` hold for all upstreams.
 
     Raises:
@@ -60,12 +70,33 @@ class Proxy:
         StartError: on entering: the port is taken, or a command does not exist.
     """
 
-    def __init__(self, upstreams: Upstreams | ProxyConfig, *, hook: Hook = NO_HOOK, **settings: Any) -> None:
+    def __init__(
+        self,
+        upstreams: Upstreams | ProxyConfig,
+        *,
+        hook: Hook = NO_HOOK,
+        record: bool = True,
+        stdio: tuple[int, int] | None = None,
+        **settings: Any,
+    ) -> None:
         self.config = upstreams if isinstance(upstreams, ProxyConfig) else configure(upstreams, **settings)
+        if stdio is not None and len(self.config.upstreams) > 1:
+            names = ", ".join(self.config.upstreams)
+            raise ConfigError(
+                [f"a client over stdio gets one server, found {names}; give one of them with --name"]
+            )
         self.url = ""
         self.urls: dict[str, str] = {}
         self.admin_url = ""
-        self._hook = hook
+        self.front: StdioFront | None = None
+        self._stdio = stdio
+        if self.config.capture is not None and not record:
+            raise ConfigError(["found capture without recording; leave out record=False, or capture"])
+        front: Literal["tcp", "pipe"] = "tcp" if stdio is None else "pipe"
+        self._listeners = Listeners(self.config, hook, self.stats, record=record, front=front)
+        self._recorder = self._listeners.recorder
+        self._sampling: Sampling | None = None
+        self._hook = self._listeners.hook
         self._upstreams: list[StdioUpstream | HttpUpstream] = []
         self._sessions: Sessions | None = None
         self._gate: Gate | None = None
@@ -82,11 +113,8 @@ class Proxy:
     async def __aenter__(self) -> Self:
         config = self.config
         _check_commands(config)
-        listener = listen(config.host, config.port)
-        self._stack.callback(listener.close)
-        admin = None if config.admin_port is None else listen(config.host, config.admin_port)
-        if admin is not None:
-            self._stack.callback(admin.close)
+        listener = self._listen(config.port if self._stdio is None else None)
+        admin = self._listen(config.admin_port)
         self._closed, self._force = anyio.Event(), anyio.Event()
         clock = asyncio.get_running_loop().time  # anyio.current_time looks the loop up at every call
         self._started_at = time.monotonic()
@@ -97,6 +125,8 @@ class Proxy:
                 max_sessions=config.max_sessions,
                 idle_timeout=config.session_idle_timeout,
                 keepalive=config.keepalive_interval,
+                max_events=config.max_stored_events,
+                max_event_bytes=config.max_stored_bytes,
                 hook=self._hook,
                 clock=clock,
             )
@@ -106,37 +136,92 @@ class Proxy:
             for upstream in self._upstreams:
                 await upstream.start(self._tasks)
             self._tasks.start_soon(sessions.run)
+            self._start_sampling()
             guard = Guard(config)
             self._gate = Gate(sessions.calls_in_flight)
-            endpoint = Endpoint(self._upstreams, sessions, guard, self._gate, hook=self._hook)
-            await self._serve(endpoint, listener)
+            if listener is not None:
+                endpoint = Endpoint(self._upstreams, sessions, guard, self._gate, hook=self._hook)
+                await self._serve(endpoint, listener)
+                self._name_urls(_url(config.host, listener))
+            if self._stdio is not None:
+                self.front = self._front(sessions, self._gate, *self._stdio)
+                await self._tasks.start(self.front.run)
             if admin is not None:
-                await self._serve(admin_app(guard, lambda: not self._closing, self.stats), admin)
+                listeners = self._listeners
+                app = admin_app(
+                    guard, lambda: not self._closing, self.stats, listeners.metrics, listeners.frames
+                )
+                await self._serve(app, admin)
                 self.admin_url = _url(config.host, admin)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.aclose(force=True)
-                await self._stack.aclose()
+            await self._stack.aclose()  # outside of that scope, which began inside its task group
             raise
-        base = _url(config.host, listener)
-        self.urls = {name: f"{base}/{name}/mcp" for name in config.upstreams}
-        self.url = f"{base}/mcp" if len(self.urls) == 1 else next(iter(self.urls.values()))
         return self
+
+    def _listen(self, port: int | None) -> socket.socket | None:
+        if port is None:
+            return None
+        return self._stack.enter_context(listen(self.config.host, port))
+
+    def _name_urls(self, base: str) -> None:
+        self.urls = {name: f"{base}/{name}/mcp" for name in self.config.upstreams}
+        self.url = f"{base}/mcp" if len(self.urls) == 1 else next(iter(self.urls.values()))
+
+    def _front(self, sessions: Sessions, gate: Gate, source: int, sink: int) -> StdioFront:
+        return StdioFront(
+            self._upstreams[0],
+            sessions,
+            gate,
+            source,
+            sink,
+            max_line_bytes=self.config.max_body_bytes,
+            drain_timeout=self.config.drain_timeout,
+            hook=self._hook,
+        )
 
     def _upstream(
         self, name: str, config: UpstreamConfig, reaper: Reaper, clock: Clock
     ) -> StdioUpstream | HttpUpstream:
-        if config.transport == "http":
-            return HttpUpstream(name, config, hook=self._hook, clock=clock)
-
         def make_room() -> None:
             assert self._sessions is not None
             self._sessions.evict(upstream)
 
+        upstream: StdioUpstream | HttpUpstream
+        if config.kind == "http" and config.transport == "http":
+            return HttpUpstream(name, config, hook=self._hook, clock=clock)
+        if config.kind == "http":
+            kind = LegacyUpstream if config.transport == "sse" else AutoUpstream
+            upstream = kind(name, config, hook=self._hook, on_starved=make_room, clock=clock)
+            return upstream
         upstream = StdioUpstream(
             name, config, reaper=reaper, hook=self._hook, on_starved=make_room, clock=clock
         )
         return upstream
+
+    def _start_sampling(self) -> None:
+        recorder, config = self._recorder, self.config
+        if recorder is None:
+            return
+        try:
+            writer = None if config.capture is None else Writer(recorder, config.capture)
+        except (ImportError, ValueError, OSError) as error:
+            raise StartError(f"nothing can be captured: {error}") from None
+        gauge = Gauge(recorder, self._pools, self._pids, every=config.sample_every)
+        self._sampling = Sampling(recorder, gauge, writer)
+        assert self._tasks is not None
+        self._tasks.start_soon(self._sampling.run)
+
+    def _pools(self) -> Iterator[PoolReading]:
+        for upstream in self._upstreams:
+            era = "both" if upstream.transport == "http" else "handshake"
+            yield PoolReading(upstream.name, upstream.mode, era, upstream.stats())
+            if isinstance(upstream, StdioUpstream) and (stateless := upstream.stateless) is not None:
+                yield PoolReading(upstream.name, stateless.mode, "stateless", stateless.stats())
+
+    def _pids(self) -> dict[str, list[int]]:
+        return {upstream.name: upstream.pids() for upstream in self._upstreams}
 
     async def _serve(self, app: Any, listener: socket.socket) -> None:
         assert self._tasks is not None
@@ -147,6 +232,17 @@ class Proxy:
 
     # -- look ---------------------------------------------------------------------------------------------
 
+    @property
+    def recorder(self) -> Recorder:
+        """The samples: `recorder.requests` and its like are DataFrames. They stay after the proxy has stopped.
+
+        Raises:
+            RuntimeError: the proxy does not record.
+        """
+        if self._recorder is None:
+            raise RuntimeError("this proxy records nothing; leave out record=False")
+        return self._recorder
+
     def stats(self) -> dict[str, Any]:
         """The numbers of this moment, as plain JSON: sessions, calls in flight, and every pool's `PoolStats`."""
         sessions = self._sessions
@@ -154,11 +250,13 @@ class Proxy:
             "uptime_s": round(time.monotonic() - self._started_at, 3),
             "sessions": 0 if sessions is None else len(sessions),
             "calls": 0 if sessions is None else sessions.calls_in_flight(),
+            "events_dropped": 0 if sessions is None else sessions.events_dropped,
             "upstreams": {
                 upstream.name: {
                     "transport": upstream.transport,
                     "mode": upstream.mode,
                     "pool": asdict(upstream.stats()),
+                    **_stateless_numbers(upstream),
                 }
                 for upstream in self._upstreams
             },
@@ -189,12 +287,17 @@ class Proxy:
                 await self._drain(self._gate)
                 await self._sessions.close_all("shut down")
             await self._close_pools(force=self._force.is_set())
+            if self.front is not None:
+                await self.front.aclose(force=self._force.is_set())
             for server in self._servers:
                 server.should_exit = True
                 server.force_exit = self._force.is_set()
                 await server.is_down.wait()
             if self._sessions is not None:
                 self._sessions.stop()
+            if self._sampling is not None:
+                await self._sampling.aclose()
+            await self._listeners.aclose()
             self._closed.set()
 
     async def _drain(self, gate: Gate) -> None:
@@ -218,8 +321,16 @@ class Proxy:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.aclose(force=kind is not None and not issubclass(kind, Exception))
-        await self._stack.__aexit__(None, None, None)
+        try:
+            await self.aclose(force=kind is not None and not issubclass(kind, Exception))
+        finally:
+            await self._stack.__aexit__(None, None, None)
+
+
+def _stateless_numbers(upstream: StdioUpstream | HttpUpstream) -> dict[str, Any]:
+    """The processes of a stdio server for requests of 2026-07-28, once there was one."""
+    stateless = upstream.stateless if isinstance(upstream, StdioUpstream) else None
+    return {} if stateless is None else {"stateless_pool": asdict(stateless.stats())}
 
 
 class BackgroundProxy:
@@ -231,8 +342,15 @@ class BackgroundProxy:
     Interrupting a cell (KeyboardInterrupt) reaches only the caller's thread: the proxy goes on serving.
     """
 
-    def __init__(self, upstreams: Upstreams | ProxyConfig, *, hook: Hook = NO_HOOK, **settings: Any) -> None:
-        self._proxy = Proxy(upstreams, hook=hook, **settings)
+    def __init__(
+        self,
+        upstreams: Upstreams | ProxyConfig,
+        *,
+        hook: Hook = NO_HOOK,
+        record: bool = True,
+        **settings: Any,
+    ) -> None:
+        self._proxy = Proxy(upstreams, hook=hook, record=record, **settings)
         self._ready = threading.Event()
         self._stop: anyio.Event | None = None
         self._portal_call: Any = None
@@ -282,6 +400,11 @@ class BackgroundProxy:
         """Where `/healthz`, `/readyz` and `/stats` are; empty without `admin_port`."""
         return self._proxy.admin_url
 
+    @property
+    def recorder(self) -> Recorder:
+        """See `Proxy.recorder`."""
+        return self._proxy.recorder
+
     def stats(self) -> dict[str, Any]:
         """See `Proxy.stats`."""
         return self._proxy.stats()
@@ -301,9 +424,11 @@ class BackgroundProxy:
         self.close()
 
 
-def serve(upstreams: Upstreams | ProxyConfig, *, hook: Hook = NO_HOOK, **settings: Any) -> BackgroundProxy:
+def serve(
+    upstreams: Upstreams | ProxyConfig, *, hook: Hook = NO_HOOK, record: bool = True, **settings: Any
+) -> BackgroundProxy:
     """Start a proxy in the background; use it in a `with` block, or call `close`. Arguments as for `Proxy`."""
-    return BackgroundProxy(upstreams, hook=hook, **settings).start()
+    return BackgroundProxy(upstreams, hook=hook, record=record, **settings).start()
 
 
 def run_loop(main: Any) -> Any:

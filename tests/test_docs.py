@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mcpdiag import errors
-from mcpdiag.config import PoolLimits, ProxyConfig, Timeouts, UpstreamConfig
+from mcpdiag.config import PoolLimits, ProxyConfig, ReconnectPolicy, Timeouts, UpstreamConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -73,7 +73,7 @@ def test_every_limit_that_a_client_can_feel_is_on_the_behaviour_page_with_its_de
 
 def test_every_setting_is_on_the_configuration_page() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
-    for model in (Timeouts, PoolLimits, UpstreamConfig, ProxyConfig):
+    for model in (Timeouts, PoolLimits, ReconnectPolicy, UpstreamConfig, ProxyConfig):
         for name in model.model_fields:
             assert f"`{name}`" in text or f"[{name}]" in text, name
 

@@ -43,7 +43,7 @@ def test_error_types_and_codes_are_one_to_one() -> None:
 
 
 def test_importing_the_package_costs_no_heavy_library() -> None:
-    heavy = ["pandas", "matplotlib", "memray", "numpy", "pyarrow", "mcp", "typer", "httpx"]
+    heavy = ["pandas", "matplotlib", "memray", "numpy", "pyarrow", "psutil", "mcp", "typer", "httpx"]
     code = f"import mcpdiag, sys; print([name for name in {heavy!r} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

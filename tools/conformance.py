@@ -1,8 +1,9 @@
-"""Runs the official MCP conformance suite through the proxy: `python tools/conformance.py [--bare] [--only stdio|http]`.
+"""Runs the official MCP conformance suites through the proxy and compares each check with the bare server's.
 
-Once in front of our own conformance server as a stdio child, once in front of it as an HTTP server; `--bare` runs the
-suite on the HTTP server itself, for comparison. `make conformance` calls this; it needs `tools/setup-node`.
-Logs and results are left in .tools/conformance. Exit code 1: a check failed, or fewer passed than the server earns.
+`python tools/conformance.py [--revision R] [--only bare|http|stdio]`. Once for each era, with the suite and with a server
+of our own for it: on the HTTP server itself, on the proxy in front of that, and on the proxy in front of the same server
+as a stdio child. `make conformance` calls this; it needs `tools/setup-node` and `tools/setup-clients`. Logs and results
+are left in .tools/conformance. Exit code 1: a check came out worse than on the bare server, or fewer passed than should.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +27,52 @@ from types import TracebackType
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / ".tools" / "conformance"
 NODE = ROOT / ".tools" / "node" / "bin" / "node"
-SUITE = ROOT / ".tools/node/node_modules/@modelcontextprotocol/conformance/dist/index.js"
-REVISION = "2025-11-25"
-SERVER = (sys.executable, "-m", "tests.servers.conformance")
+MODULES = ROOT / ".tools" / "node" / "node_modules"
+PYTHON_2 = ROOT / ".tools" / "mcp2" / "bin" / "python"
 PROXY = (sys.executable, "-m", "mcpdiag", "proxy", "--port", "0")
+WAYS = ("bare", "http", "stdio")
+# What a check's result is worth. One that does not apply has found nothing wrong.
+WORTH = {"FAILURE": 0, "WARNING": 1, "SKIPPED": 2, "SUCCESS": 2}
 
-# What the server earns on its own, so that an empty or a cut run cannot pass. A stdio upstream has no stream to close
-# and resume, and may be answered for in JSON; the suite then makes four of the checks mere information.
-EXPECTED = {"bare": 47, "http": 47, "stdio": 43}
+
+@dataclass(frozen=True)
+class Revision:
+    """One revision: its suite, our server for it, and what is to pass, so that an empty or a cut run cannot."""
+
+    name: str
+    suite: Path
+    scope: tuple[str, ...]
+    server: tuple[str | Path, ...]
+    expected: dict[str, int]
+    not_over_stdio: frozenset[str] = frozenset()  # checks of what a stdio server does not have
+    stdio_mode: tuple[str, ...] = ()
+    left_out: str = "none of them"  # scenarios whose name begins so, for what the server does not have
+
+
+REVISIONS = (
+    Revision(
+        "2025-11-25",
+        MODULES / "@modelcontextprotocol" / "conformance" / "dist" / "index.js",
+        ("--suite", "all", "--spec-version", "2025-11-25"),
+        (sys.executable, "-m", "tests.servers.conformance"),
+        {"bare": 47, "http": 47, "stdio": 43},
+        # It has no stream to close and resume, and may be answered for in JSON: then these are mere information.
+        not_over_stdio=frozenset(
+            f"server-sse-{what}"
+            for what in ("streams-functional", "priming-event", "retry-field", "disconnect-resume")
+        ),
+    ),
+    Revision(
+        "2026-07-28",
+        MODULES / "conformance-stateless" / "dist" / "index.js",
+        ("--requirements", "2026-07-28"),
+        (PYTHON_2, "tests/servers/stateless_sdk.py"),
+        {"bare": 152, "http": 152, "stdio": 152},
+        # The server tells its own listeners what has changed in it, so listeners and calls have to share a process.
+        stdio_mode=("--pool-mode", "multiplex"),
+        left_out="tasks-",  # an extension
+    ),
+)
 
 READY_S = 30.0
 SUITE_S = 180.0
@@ -113,47 +153,67 @@ class Program:
         return "".join(self.output)
 
 
-@dataclass(frozen=True)
-class Scenario:
-    name: str
-    passed: int
-    failed: int
-    warnings: int
-    remarks: list[str]  # one line for each failure and each warning
+# (scenario, id, name) -> (status, reason) of each check with these, in order. Mere information is left out: it is no
+# check, and what it counts differs from run to run.
+Checks = dict[tuple[str, str, str], list[tuple[str, str]]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run the official MCP conformance suite through the proxy.")
-    parser.add_argument("--bare", action="store_true", help="no proxy: the suite on the HTTP server itself")
-    parser.add_argument("--only", choices=["stdio", "http"], help="one kind of upstream; default: both")
+    parser = argparse.ArgumentParser(description="Run the official MCP conformance suites through the proxy.")
+    parser.add_argument("--revision", choices=[each.name for each in REVISIONS], help="default: all")
+    parser.add_argument("--only", choices=WAYS, help="one way beside the bare server; default: all")
     options = parser.parse_args()
-    if not (NODE.exists() and SUITE.exists()):
-        say("the conformance suite is not installed; run: sh tools/setup-node")
+    revisions = [each for each in REVISIONS if options.revision in (None, each.name)]
+    for path, setup in ((NODE, "setup-node"), *((each.suite, "setup-node") for each in revisions)):
+        if not path.exists():
+            say(f"the conformance suites are not installed; run: sh tools/{setup}")
+            return 3
+    if not PYTHON_2.exists() and any(PYTHON_2 in each.server for each in revisions):
+        say("the official Python SDK 2.x is not installed; run: sh tools/setup-clients")
         return 3
 
-    ways = ["bare"] if options.bare else [options.only] if options.only else ["stdio", "http"]
+    ways = [way for way in WAYS if way == "bare" or options.only in (None, way)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit unwinds, so every program is ended
-    passed = failed = 0
     good = True
     try:
-        for way in ways:
-            try:
-                scenarios = run(way)
-            except BrokenRunError as error:
-                say(f"{way}: {error}")
-                failed += 1
-                continue
-            passed += sum(scenario.passed for scenario in scenarios)
-            failed += sum(scenario.failed for scenario in scenarios)
-            good &= report(way, scenarios)
+        for revision in revisions:
+            good &= compare(revision, ways)
     except KeyboardInterrupt:
         return 130
-    say(f"{passed} passed, {failed} failed")
-    return 0 if good and not failed else 1
+    return 0 if good else 1
 
 
-def run(way: str) -> list[Scenario]:
-    folder = RESULTS / way
+def compare(revision: Revision, ways: Sequence[str]) -> bool:
+    """Runs one revision each way and prints a line for each; whether all is well."""
+    good, bare = True, None
+    for way in ways:
+        try:
+            checks = run(revision, way)
+        except BrokenRunError as error:
+            say(f"{revision.name} {way}: {error}")
+            good = False
+            continue
+        bare = bare or checks
+        excused = revision.not_over_stdio if way == "stdio" else frozenset[str]()
+        worse = [] if way == "bare" else find_worse(bare, checks, excused)
+        statuses = Counter(status for results in checks.values() for status, _ in results)
+        say(
+            f"{revision.name}  {'bare HTTP server' if way == 'bare' else f'{way} upstream':<17}"
+            f"{len({key[0] for key in checks}):>4} scenarios {statuses['SUCCESS']:>4} passed "
+            f"{statuses['FAILURE']:>3} failed {statuses['WARNING']:>3} warnings"
+            + ("" if way == "bare" else f" {len(worse):>3} worse than bare")
+        )
+        for line in worse if way != "bare" else complaints(checks):
+            say(f"  {' '.join(line.split())[:300]}")
+        if statuses["SUCCESS"] < revision.expected[way]:
+            say(f"  only {statuses['SUCCESS']} checks passed where {revision.expected[way]} should")
+        good = good and not worse and statuses["SUCCESS"] >= revision.expected[way]
+        good = good and not (way == "bare" and statuses["FAILURE"])
+    return good
+
+
+def run(revision: Revision, way: str) -> Checks:
+    folder = RESULTS / revision.name / way
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with contextlib.ExitStack() as programs:
@@ -162,54 +222,59 @@ def run(way: str) -> list[Scenario]:
             return programs.enter_context(Program(name, command, folder))
 
         if way == "stdio":
-            url = start("proxy", *PROXY, "--", *SERVER, "--stdio").ready_url()
+            url = start("proxy", *PROXY, *revision.stdio_mode, "--", *revision.server, "--stdio").ready_url()
         else:
-            url = start("server", *SERVER, "--port", "0").ready_url()
+            url = start("server", *revision.server, "--port", "0").ready_url()
         if way == "http":
             url = start("proxy", *PROXY, "--url", url).ready_url()
-        scope = ("--suite", "all", "--spec-version", REVISION, "--output-dir", folder)
-        output = start("suite", NODE, SUITE, "server", "--url", url, *scope).finish()
-
-    summary = output.partition("=== SUMMARY ===")[2]
-    lines = re.findall(r"^\S+ (\S+): (\d+) passed, (\d+) failed$", summary, re.MULTILINE)
-    if not lines:
-        raise BrokenRunError(f"the suite gave no summary (see {shown(folder / 'suite.log')})")
-    return [scenario(folder, name, int(passed), int(failed)) for name, passed, failed in lines]
-
-
-def scenario(folder: Path, name: str, passed: int, failed: int) -> Scenario:
-    """One line of the summary, with the reasons from the folder the suite made for it."""
-    remarks = []
-    warnings = 0
-    results = sorted(folder.glob(f"server-{name}-[0-9][0-9][0-9][0-9]-*/checks.json"))
-    for check in json.loads(results[-1].read_text()) if results else []:
-        if check["status"] in ("FAILURE", "WARNING"):
-            warnings += check["status"] == "WARNING"
-            reason = check.get("errorMessage") or check["description"]
-            remarks.append(f"{check['status'].lower()} {check['id']}: {reason}")
-    if failed and not remarks:
-        remarks.append(f"the scenario broke off (see {shown(folder / 'suite.log')})")
-    return Scenario(name, passed, failed, warnings, remarks)
+        start(
+            "suite", NODE, revision.suite, "server", "--url", url, *revision.scope, "--output-dir", folder
+        ).finish()
+    checks = read(folder, revision)
+    if not checks:
+        raise BrokenRunError(f"the suite left no results (see {shown(folder / 'suite.log')})")
+    return checks
 
 
-def report(way: str, scenarios: list[Scenario]) -> bool:
-    """Prints the totals, and a row for each scenario that has something to say; whether enough passed."""
-    passed = sum(scenario.passed for scenario in scenarios)
-    failed = sum(scenario.failed for scenario in scenarios)
-    warned = sum(scenario.warnings for scenario in scenarios)
-    title = "bare HTTP server" if way == "bare" else f"{way} upstream"
-    say(
-        f"{title:<18}{len(scenarios):>3} scenarios {passed:>4} passed {failed:>3} failed {warned:>3} warnings"
-    )
-    for noisy in (scenario for scenario in scenarios if scenario.remarks):
-        say(
-            f"  {noisy.name:<30} {noisy.passed:>2} passed {noisy.failed:>3} failed {noisy.warnings:>3} warnings"
-        )
-        for remark in noisy.remarks:
-            say(f"    {' '.join(remark.split())[:300]}")
-    if passed < EXPECTED[way]:
-        say(f"  only {passed} checks passed where {EXPECTED[way]} should (see {shown(RESULTS / way)})")
-    return passed >= EXPECTED[way]
+def read(folder: Path, revision: Revision) -> Checks:
+    """What the suite has left: a folder for each scenario, its name behind `server-` and before a time."""
+    checks: Checks = {}
+    for results in sorted(folder.glob("server-*/checks.json")):
+        name = re.sub(r"^server-(.*?)-\d{4}-\d\d-\d\dT.*$", r"\1", results.parent.name)
+        if name.startswith(revision.left_out):
+            continue
+        for check in json.loads(results.read_text()):
+            if check["status"] != "INFO":
+                results_of = checks.setdefault((name, check["id"], check["name"]), [])
+                results_of.append((check["status"], check.get("errorMessage") or ""))
+    return checks
+
+
+def find_worse(bare: Checks, proxied: Checks, excused: frozenset[str]) -> list[str]:
+    """A line for each check that came out worse, or not at all."""
+    worse = []
+    for (scenario, check, name), results in bare.items():
+        found = proxied.get((scenario, check, name), [])
+        for number, (before, _) in enumerate(results):
+            if number < len(found):
+                now, reason = found[number]
+            elif check in excused:
+                continue
+            else:
+                now, reason = "MISSING", "the check was not made"
+            if WORTH.get(now, 0) < WORTH.get(before, 0):
+                worse.append(f"{scenario}: {check} ({name}): {before} became {now}: {reason}")
+    new = {key: results for key, results in proxied.items() if key not in bare}
+    return worse + complaints(new)
+
+
+def complaints(checks: Checks) -> list[str]:
+    return [
+        f"{scenario}: {check} ({name}): {status}: {reason}"
+        for (scenario, check, name), results in checks.items()
+        for status, reason in results
+        if WORTH.get(status, 0) < WORTH["SUCCESS"]
+    ]
 
 
 def shown(path: Path) -> str:

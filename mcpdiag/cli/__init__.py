@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from mcpdiag import __version__
-from mcpdiag.cli import demo, proxy
-from mcpdiag.errors import ConfigError, McpDiagError, StartError
+from mcpdiag.cli import bench, demo, proxy, show
+from mcpdiag.errors import AttachError, ConfigError, McpDiagError, StartError
 
 app = typer.Typer(
     help="Diagnostics for MCP servers: put a proxy in front of one and see what happens.",
@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 app.command(name="proxy", no_args_is_help=True)(proxy.proxy)
 app.command(name="demo")(demo.demo)
+app.command(name="show", no_args_is_help=True)(show.show)
+app.add_typer(bench.app, name="bench")
 
 
 def _version(wanted: bool) -> None:
@@ -45,7 +47,7 @@ def main() -> None:
         for problem in error.problems:
             print(f"mcpdiag: {problem}", file=sys.stderr)
         sys.exit(2)
-    except StartError as error:
+    except (StartError, AttachError) as error:
         print(f"mcpdiag: {error}", file=sys.stderr)
         sys.exit(3)
     except McpDiagError as error:

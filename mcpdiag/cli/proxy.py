@@ -1,4 +1,4 @@
-"""`mcpdiag proxy`: serve one or more MCP servers over Streamable HTTP until a signal comes."""
+"""`mcpdiag proxy`: serve MCP servers over HTTP until a signal comes, or one over stdio while its client is there."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import typer
 
 from mcpdiag.config import ProxyConfig
 from mcpdiag.config.load import load
+from mcpdiag.proxy.descriptors import claim
+from mcpdiag.proxy.stdio import StdioFront
 from mcpdiag.serve import Proxy, run_loop
 
 log = logging.getLogger("mcpdiag")
@@ -28,7 +30,15 @@ def proxy(
         list[Path] | None,
         typer.Option("--config", help="A .toml file, or the mcpServers .json of an MCP client."),
     ] = None,
-    name: Annotated[str, typer.Option(help="Name of the upstream given here.")] = "default",
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the server given here, or with --stdio of the one to serve. [default: default]"
+        ),
+    ] = None,
+    stdio: Annotated[
+        bool, typer.Option("--stdio", help="Serve one client on stdin and stdout instead of a port.")
+    ] = False,
     host: Annotated[str | None, typer.Option(help="Address to bind. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [default: 8808]")] = None,
     admin_port: Annotated[
@@ -43,10 +53,17 @@ def proxy(
     request_timeout: Annotated[
         str | None, typer.Option(help="Until the first byte of an answer, e.g. 30s. [default: 60s]")
     ] = None,
+    otlp: Annotated[
+        bool, typer.Option(help="Send metrics and traces where OTEL_EXPORTER_OTLP_ENDPOINT says.")
+    ] = False,
+    capture: Annotated[
+        Path | None,
+        typer.Option(help="A folder to write all samples to, as Parquet; `mcpdiag.load` reads it."),
+    ] = None,
     insecure: Annotated[bool, typer.Option(help="Bind elsewhere than loopback without a token.")] = False,
     log_level: Annotated[str, typer.Option(help=f"One of {', '.join(LEVELS)}.")] = "warning",
 ) -> None:
-    """Put the proxy in front of an MCP server; clients connect to the URL it prints.
+    """Put the proxy in front of an MCP server; clients connect to the URL it prints or, with --stdio, start it themselves.
 
     Examples:
 
@@ -55,43 +72,75 @@ def proxy(
     `mcpdiag proxy --url http://127.0.0.1:3001/mcp`
 
     `mcpdiag proxy --config mcp.json --pool-mode multiplex --max-connections 1`
+
+    In the `mcpServers` of a desktop client:
+
+    `{"command": "mcpdiag", "args": ["proxy", "--stdio", "--", "npx", "-y", "@modelcontextprotocol/server-everything"]}`
     """
     if log_level not in LEVELS:
         raise typer.BadParameter(f"{log_level!r} is none of {', '.join(LEVELS)}", param_hint="--log-level")
     if command and url:
         raise typer.BadParameter("give either a command after -- or --url, not both", param_hint="--url")
+    if stdio and port is not None:
+        raise typer.BadParameter("with --stdio no port is opened; leave one of them out", param_hint="--port")
     logging.basicConfig(
         level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     upstreams: dict[str, dict[str, Any]] = {}
     if command:
-        upstreams[name] = {"command": command}
+        upstreams[name or "default"] = {"command": command}
     elif url:
-        upstreams[name] = {"url": url}
+        upstreams[name or "default"] = {"url": url}
     options: dict[str, Any] = {
         "host": host, "port": port, "admin_port": admin_port, "pool_mode": pool_mode,
         "max_connections": max_connections, "request_timeout": request_timeout, "insecure": insecure or None,
+        "otlp": otlp or None,
+        "capture": None if capture is None else str(capture),
     }  # fmt: skip
-    run_loop(lambda: run(load(*(config or []), cli=options, upstreams=upstreams)))
+    descriptors = claim() if stdio else None
+    settings = load(*(config or []), cli=options, upstreams=upstreams)
+    if stdio and name is not None:
+        settings = only(settings, name)
+    run_loop(lambda: run(settings, descriptors))
 
 
-async def run(config: ProxyConfig) -> None:
-    """Serve until SIGINT or SIGTERM; a second signal forces."""
-    async with Proxy(config) as proxy:
-        for name, url in proxy.urls.items():
-            upstream = config.upstreams[name]
+def only(config: ProxyConfig, name: str) -> ProxyConfig:
+    """The same settings with one of their upstreams."""
+    if name not in config.upstreams:
+        known = ", ".join(config.upstreams)
+        raise typer.BadParameter(f"there is no server {name!r}; there is {known}", param_hint="--name")
+    return config.model_copy(update={"upstreams": {name: config.upstreams[name]}})
+
+
+async def run(config: ProxyConfig, stdio: tuple[int, int] | None = None) -> None:
+    """Serve until SIGINT or SIGTERM, or until the client over stdio has gone; a second signal forces."""
+    async with Proxy(config, stdio=stdio) as proxy:
+        for name, upstream in config.upstreams.items():
             what = upstream.public_url if upstream.url else upstream.command
-            shown = proxy.url if len(proxy.urls) == 1 else url
-            print(f"mcpdiag: {name} ({what}) at {shown}", file=sys.stderr, flush=True)
+            where = proxy.url if len(proxy.urls) == 1 else proxy.urls.get(name)
+            print(
+                f"mcpdiag: {name} ({what}) {f'at {where}' if where else 'over stdio'}",
+                file=sys.stderr,
+                flush=True,
+            )
         if proxy.admin_url:
             print(f"mcpdiag: admin at {proxy.admin_url}/stats", file=sys.stderr, flush=True)
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with anyio.create_task_group() as tasks:
+                if proxy.front is not None:
+                    tasks.start_soon(_until_gone, proxy, proxy.front, tasks.cancel_scope)
                 asked = False
                 async for number in signals:
-                    log.info("%s: %s", signal.Signals(number).name, "forced" if asked else "shutting down")
-                    tasks.start_soon(_close, proxy, asked, tasks.cancel_scope)
+                    # The end of stdin was a first request to stop.
+                    force = asked or (proxy.front is not None and proxy.front.client_gone.is_set())
+                    log.info("%s: %s", signal.Signals(number).name, "forced" if force else "shutting down")
+                    tasks.start_soon(_close, proxy, force, tasks.cancel_scope)
                     asked = True
+
+
+async def _until_gone(proxy: Proxy, front: StdioFront, signals: anyio.CancelScope) -> None:
+    await front.client_gone.wait()
+    await _close(proxy, front.in_a_hurry, signals)
 
 
 async def _close(proxy: Proxy, force: bool, signals: anyio.CancelScope) -> None:

@@ -30,6 +30,8 @@ from pydantic_core import PydanticCustomError
 from mcpdiag.config.masking import public_args, public_url
 
 PoolMode = Literal["session", "request", "multiplex"]
+HttpTransport = Literal["auto", "http", "sse"]
+HttpClient = Literal["own", "httpx"]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 RESERVED_NAMES = frozenset({"mcp", "sse", "healthz", "readyz", "stats", "metrics", "frames"})
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -37,7 +39,14 @@ _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h)?\s*")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110, section 5.6.2
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # RFC 9110, section 5.5: no line break, no control
 _PROXY_HEADERS = frozenset({"connection", "content-length", "transfer-encoding"})
+_PROXY_SCHEMES = frozenset({"http", "https", "socks5", "socks5h"})
 _TOKEN = re.compile(r"[\x21-\x7e]+")
+# What only one kind of server has, and where the kind is not enough, what else it takes.
+ONLY_STDIO = ("args", "env", "cwd")
+ONLY_HTTP = (
+    "headers", "transport", "tls_ca", "tls_cert", "tls_key", "tls_verify", "http_client", "http2", "proxy",
+)  # fmt: skip
+_ONLY_TLS = ("tls_ca", "tls_cert", "tls_key", "tls_verify", "http2")
 
 
 def parse_duration(value: object) -> float:
@@ -105,6 +114,22 @@ def _header_name(value: str) -> str:
 def _header_value(value: SecretStr) -> SecretStr:
     if not _HEADER_VALUE.fullmatch(value.get_secret_value()):
         raise rule("found a character that no header can carry; allowed: one line of Latin-1 text")
+    return value
+
+
+def is_proxy_url(url: str) -> bool:
+    """Whether it names a forward proxy of a kind that httpx knows."""
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in _PROXY_SCHEMES and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return fits and url.isprintable() and " " not in url
+
+
+def _proxy_url(value: SecretStr) -> SecretStr:
+    if not is_proxy_url(value.get_secret_value()):
+        raise rule("found something else than the URL of a proxy; allowed: http://, https:// or socks5://")
     return value
 
 
@@ -179,8 +204,20 @@ class PoolLimits(_Settings):
         return self
 
 
+class ReconnectPolicy(_Settings):
+    """How an event stream that broke is opened again (docs/behaviour.md, "Streams").
+
+    The delay before attempt n (0 is the first) is drawn from 0 to `min(cap, base * 2**n)`; what a server asks for
+    with `retry` or `Retry-After` is added. Attempts go on until `window` has passed without a message.
+    """
+
+    base: Annotated[Seconds, Field(ge=0.1, le=0.5)] = 0.2
+    cap: PositiveSeconds = 30.0
+    window: PositiveSeconds = 5 * 60.0
+
+
 class UpstreamConfig(_Settings):
-    """One server: `command` (+ `args env cwd`) for stdio, or `url` (+ `headers`) for Streamable HTTP.
+    """One server: `command` (+ `args env cwd`) for stdio, or `url` (+ `headers`, `tls_*`, ...) for HTTP.
 
     Its repr masks what is or looks like a secret (`masking.py`).
     """
@@ -195,9 +232,18 @@ class UpstreamConfig(_Settings):
     headers: dict[
         Annotated[str, AfterValidator(_header_name)], Annotated[SecretStr, AfterValidator(_header_value)]
     ] = {}
+    transport: HttpTransport = "auto"
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_verify: bool = True
+    http_client: HttpClient = "own"
+    http2: bool = False
+    proxy: Annotated[SecretStr, AfterValidator(_proxy_url)] | None = None
     pool_mode: PoolMode = "session"
     timeouts: Timeouts = Timeouts()
     pool: PoolLimits = PoolLimits()
+    reconnect: ReconnectPolicy = ReconnectPolicy()
     retries: Annotated[Whole, Field(ge=0, le=10)] = 0
     max_message_bytes: Annotated[Whole, Field(ge=1024)] = 16 * 1024 * 1024
     close_timeout: PositiveSeconds = 2.0
@@ -238,12 +284,47 @@ class UpstreamConfig(_Settings):
             )
         if self.command is not None and self.url is not None:
             raise rule("found both command and url; allowed: one of them", "url", "command")
-        unused = ("headers",) if self.command is not None else ("args", "env", "cwd")
+        unused = ONLY_HTTP if self.command is not None else ONLY_STDIO
         kind = "url" if self.command is not None else "command"
         for name in unused:
-            if getattr(self, name):
+            if self._differs(name):
                 raise rule(f"found it without '{kind}', which it goes with; remove it", name, kind)
         return self
+
+    @model_validator(mode="after")
+    def _http_settings_fit(self) -> UpstreamConfig:
+        if self.url is not None and urlsplit(self.url).scheme != "https":
+            for name in _ONLY_TLS:
+                if self._differs(name):
+                    raise rule(
+                        "found it beside an http:// URL, which has no TLS; remove it, or use https://",
+                        name,
+                        "url",
+                    )
+        if self.tls_key is not None and self.tls_cert is None:
+            raise rule(
+                "found it without 'tls_cert', which it goes with; remove it, or give the certificate",
+                "tls_key",
+                "tls_cert",
+            )
+        if self.tls_ca is not None and not self.tls_verify:
+            raise rule(
+                "found it beside tls_verify = false, which trusts everybody; remove one of them",
+                "tls_ca",
+                "tls_verify",
+            )
+        for name in ("http2", "proxy"):
+            if self.http_client != "httpx" and self._differs(name):
+                raise rule(
+                    'found it without http_client = "httpx", which it goes with; set that, or remove it',
+                    name,
+                    "http_client",
+                )
+        return self
+
+    def _differs(self, name: str) -> bool:
+        """Whether a setting is not what it would be if nobody had set it."""
+        return bool(getattr(self, name) != type(self).model_fields[name].get_default())
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         public = {"url": self.public_url, "args": tuple(public_args(self.args))}
@@ -260,7 +341,7 @@ class UpstreamConfig(_Settings):
         self._written_url = written
 
     @property
-    def transport(self) -> Literal["stdio", "http"]:
+    def kind(self) -> Literal["stdio", "http"]:
         return "stdio" if self.command is not None else "http"
 
     @property
@@ -270,7 +351,12 @@ class UpstreamConfig(_Settings):
 
 
 class ProxyConfig(_Settings):
-    """The proxy itself. A token is required where `host` is not loopback, unless `insecure`."""
+    """The proxy itself. A token is required where `host` is not loopback, unless `insecure`.
+
+    `max_stored_events` and `max_stored_bytes` bound what each session keeps for clients that resume a stream.
+    `sample_every` is how often pools and processes are read, `capture` the folder that all samples are written to;
+    `otlp` sends metrics and traces to where the `OTEL_EXPORTER_OTLP_*` variables say.
+    """
 
     upstreams: Annotated[dict[UpstreamName, UpstreamConfig], Field(min_length=1)]
     host: str = "127.0.0.1"
@@ -283,8 +369,13 @@ class ProxyConfig(_Settings):
     max_body_bytes: Annotated[Whole, Field(ge=1024)] = 16 * 1024 * 1024
     max_sessions: Count = 1000
     session_idle_timeout: PositiveSeconds = 30 * 60.0
+    max_stored_events: Count = 1000
+    max_stored_bytes: Count = 8 * 1024 * 1024
     drain_timeout: Seconds = 10.0
     keepalive_interval: PositiveSeconds = 15.0
+    sample_every: PositiveSeconds = 1.0
+    capture: Path | None = None
+    otlp: bool = False
 
     @field_validator("token")
     @classmethod

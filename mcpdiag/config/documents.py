@@ -6,14 +6,15 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mcpdiag.config.mistakes import UPSTREAM, Place, close_to, dotted, found, quoted
 
 _SERVER_KEYS = ("servers", "mcpServers")
 _SERVERS_ALLOWED = 'allowed: {"mcpServers": {NAME: {...}}}'
-_KINDS = {"stdio", "http", "streamablehttp"}
+# The `type` that clients write, in lower case without '-' and '_', as our `transport`.
+_KINDS = {"stdio": None, "http": "http", "streamablehttp": "http", "sse": "sse"}
 # What clients write beside the server itself. Other keys are ignored too, unless they look like one of ours.
 _CLIENT_KEYS = frozenset(
     {"type", "transport", "disabled", "timeout", "autoApprove", "alwaysAllow", "description"}
@@ -32,9 +33,13 @@ class Document:
     name: str
     root: str
     table: Mapping[str, object]
+    written: dict[Place, str] = field(
+        default_factory=dict
+    )  # the key of a setting that the file calls otherwise
 
     def where(self, place: Place) -> str:
         """How a mistake names a place in the file: `servers.json: mcpServers.github.url`."""
+        place = (*place[:-1], self.written.get(place, place[-1]))
         return f"{self.name}: {dotted((self.root, *place[1:]) if place[0] == 'upstreams' else place)}"
 
 
@@ -152,24 +157,29 @@ def _servers(document: object, name: str) -> tuple[str, dict[str, object]]:
 def _without_client_keys(
     server: Mapping[str, object], document: Document, at: Place, report: Callable[[str], None]
 ) -> Mapping[str, object]:
-    for key in ("type", "transport"):
-        if key in server:
-            _check_kind(server[key], document.where((*at, key)), report)
+    kinds = {
+        key: _kind(server[key], document.where((*at, key)), report)
+        for key in ("type", "transport")
+        if key in server
+    }
     if "envFile" in server:
         report(f"{document.where((*at, 'envFile'))}: {_ENV_FILE}")
-    return {
+    kept = {
         key: value
         for key, value in server.items()
-        if key in UPSTREAM or (key not in _CLIENT_KEYS and close_to(key, list(UPSTREAM), cutoff=0.8))
+        if key not in _CLIENT_KEYS and (key in UPSTREAM or close_to(key, list(UPSTREAM), cutoff=0.8))
     }
+    for key, kind in kinds.items():
+        # Clients write "http" beside a command too, and run the command; "sse" there is a mistake.
+        if kind == "sse" or (kind is not None and "url" in server):
+            kept["transport"] = kind
+            document.written[*at, "transport"] = key
+    return kept
 
 
-def _check_kind(kind: object, where: str, report: Callable[[str], None]) -> None:
+def _kind(kind: object, where: str, report: Callable[[str], None]) -> str | None:
+    """Our `transport` for what a client calls the kind of a server; None if it leaves that to us."""
     plain = re.sub(r"[-_]", "", kind).lower() if isinstance(kind, str) else ""
-    if plain == "sse":
-        report(
-            f'{where}: found "sse"; legacy HTTP+SSE upstreams are not supported yet; '
-            'use the server\'s Streamable HTTP URL with "http"'
-        )
-    elif plain not in _KINDS:
-        report(f'{where}: found {found(kind)}; allowed: "stdio", "http" or "streamable-http"')
+    if plain not in _KINDS:
+        report(f'{where}: found {found(kind)}; allowed: "stdio", "http", "streamable-http" or "sse"')
+    return _KINDS.get(plain)

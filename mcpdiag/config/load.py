@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 from pydantic import SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
-from mcpdiag.config import ProxyConfig
+from mcpdiag.config import ONLY_HTTP, ProxyConfig
 from mcpdiag.config.masking import MASK, public_args, public_url
 from mcpdiag.config.mistakes import DEFAULTS, Place, dotted, found, leaf_at
 from mcpdiag.config.sources import (
@@ -23,6 +23,7 @@ from mcpdiag.config.sources import (
     Layer,
     Report,
     Setting,
+    needed_at,
     read_caller,
     read_environment,
     read_file,
@@ -36,7 +37,7 @@ _REFERENCE = re.compile(
 _STAND_IN = {"command": "true"}
 # A stronger source that says what program or URL the server is takes back what weaker ones said of it.
 _REPLACED_BY = {
-    "command": {"command", "args", "url", "headers"},
+    "command": {"command", "args", "url", *ONLY_HTTP},
     "url": {"url", "command", "args", "env", "cwd"},
 }
 
@@ -235,8 +236,9 @@ def _tree(
             if wrong:
                 taken_out.add(place)
                 continue
-        if place[2:] == ("cwd",) and isinstance(value, str) and not _is_folder(value):
-            report(f"{setting.where}: found {found(value)}; allowed: a folder that exists")
+        needed = needed_at(place)
+        if needed is not None and isinstance(value, str) and not _is_there(value, needed):
+            report(f"{setting.where}: found {found(value)}; allowed: a {needed} that exists")
         node = tree
         for part in place[:-1]:
             node = node.setdefault(part, {})
@@ -247,9 +249,9 @@ def _tree(
     return tree
 
 
-def _is_folder(path: str) -> bool:
+def _is_there(path: str, kind: str) -> bool:
     try:
-        return Path(path).is_dir()
+        return Path(path).is_dir() if kind == "folder" else Path(path).is_file()
     except OSError:  # a name too long, a parent that may not be read
         return False
 

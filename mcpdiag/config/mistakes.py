@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_orig
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from mcpdiag.config import ProxyConfig, UpstreamConfig
+from mcpdiag.config import ONLY_HTTP, ONLY_STDIO, ProxyConfig, UpstreamConfig
 
 ANY = "*"  # the key of a shape that stands for every name: of an upstream, a variable, a header
 
@@ -102,7 +102,7 @@ def _shape(model: type[BaseModel]) -> Shape:
 
 
 UPSTREAM = _shape(UpstreamConfig)
-SERVER_FIELDS = frozenset({"command", "args", "env", "cwd", "url", "headers"})  # what the server is
+SERVER_FIELDS = frozenset({"command", "url", *ONLY_STDIO, *ONLY_HTTP})  # what the server is
 DEFAULTS: Shape = {name: inner for name, inner in UPSTREAM.items() if name not in SERVER_FIELDS}
 SETTINGS: Shape = {
     **_shape(ProxyConfig),

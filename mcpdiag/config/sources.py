@@ -34,6 +34,7 @@ from mcpdiag.config.mistakes import (
 )
 
 PREFIX = "MCPDIAG_"
+_PATHS = {"cwd": "folder", "tls_ca": "file", "tls_cert": "file", "tls_key": "file"}
 COMMAND_LINE = "command line"
 
 
@@ -159,9 +160,14 @@ def _flatten(
     return layer
 
 
+def needed_at(place: Place) -> str | None:
+    """What has to exist where a setting of an upstream is a path: a `folder` or a `file`."""
+    return _PATHS.get(place[2]) if place[0] == "upstreams" and len(place) == 3 else None
+
+
 def _from_folder(place: Place, setting: Setting, folder: Path) -> Setting:
-    """`cwd` of a file is relative to the file."""
-    if place[0] != "upstreams" or place[2:] != ("cwd",) or not isinstance(setting.value, str):
+    """A path in a file is relative to the file."""
+    if (needed_at(place) is None and place != ("capture",)) or not isinstance(setting.value, str):
         return setting
     try:
         folder = folder / Path(setting.value).expanduser()

@@ -77,12 +77,12 @@ async def dial(origin: Origin, ssl_context: ssl.SSLContext | None = None) -> soc
     try:
         sock = await _race(origin)
     except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
-        raise ConnectError(f"cannot connect to {origin}: {_connect_trouble(origin, error)}") from error
+        raise ConnectError(f"cannot connect to {origin}: {connect_trouble(origin, error)}") from error
     if origin.scheme == "https":
         try:
             sock = await _shake_hands(sock, ssl_context or _default_context(), origin.host)
         except (OSError, ValueError) as error:
-            raise ConnectError(f"no TLS with {origin}: {_tls_trouble(origin, error)}") from error
+            raise ConnectError(f"no TLS with {origin}: {tls_trouble(origin, error)}") from error
     return sock
 
 
@@ -195,20 +195,20 @@ async def _finish(
             return
 
 
-def _connect_trouble(origin: Origin, error: OSError | ValueError) -> str:
-    """The reason and the remedy."""
+def connect_trouble(origin: Origin, error: OSError | ValueError, setting: str = "url") -> str:
+    """The reason and the remedy; `setting` is where `origin` comes from."""
     if isinstance(error, (socket.gaierror, ValueError)):
-        return f"the name {origin.host!r} was not found ({words(error)}); correct 'url' or the name service"
+        return f"the name {origin.host!r} was not found ({words(error)}); correct '{setting}' or the name service"
     match error.errno:
         case errno.ECONNREFUSED:
-            return f"refused, nothing listens on port {origin.port}; start the server or correct 'url'"
+            return f"refused, nothing listens on port {origin.port}; start the server or correct '{setting}'"
         case errno.EMFILE | errno.ENFILE:
             return f"{words(error)} in the proxy; raise 'ulimit -n' or lower max_connections"
         case _:
-            return f"{words(error)}; check 'url' and the network between the proxy and the server"
+            return f"{words(error)}; check '{setting}' and the network between the proxy and the server"
 
 
-def _tls_trouble(origin: Origin, error: OSError | ValueError) -> str:
+def tls_trouble(origin: Origin, error: OSError | ValueError) -> str:
     """The reason and the remedy."""
     if isinstance(error, ssl.SSLCertVerificationError):
         reason = error.verify_message.rstrip(".")
@@ -217,7 +217,7 @@ def _tls_trouble(origin: Origin, error: OSError | ValueError) -> str:
                 f"the certificate is not for {origin.host!r}: correct the host in 'url' or the certificate"
             )
         elif error.verify_code in _UNKNOWN_CA:
-            remedy = "its issuer is not trusted: name the issuer's certificate in SSL_CERT_FILE"
+            remedy = "its issuer is not trusted: name the issuer's certificate in tls_ca, or in SSL_CERT_FILE"
         else:
             remedy = "renew the server's certificate"
         return f"certificate problem ({reason}); {remedy}"

@@ -19,6 +19,7 @@ from pathlib import Path
 import anyio
 from anyio.abc import TaskStatus
 
+from mcpdiag.config.masking import public_args
 from mcpdiag.connection.child import Child
 from mcpdiag.connection.reaper import Reaper
 from mcpdiag.errors import ConnectError, UpstreamClosed
@@ -63,6 +64,7 @@ class StdioConnection:
     ) -> None:
         self.name = name
         self.command = tuple(command)
+        self.shown = shlex.join(public_args(command))
         self.capacity = capacity
         self.answers = 0  # responses received, initialize included
         self.stray_lines = 0  # stdout lines that were not JSON-RPC, or too long
@@ -183,7 +185,7 @@ class StdioConnection:
     def describe_end(self) -> str:
         """One line: the command, how it ended, its last stderr lines, stray output."""
         how = self._why or "was closed" if self.returncode is None else _describe_exit(self.returncode)
-        return f"the server '{self.name}' ({shlex.join(self.command)}) {how}{self.evidence()}"
+        return f"the server '{self.name}' ({self.shown}) {how}{self.evidence()}"
 
     def evidence(self) -> str:
         """What the child left behind, as the end of a sentence; empty if nothing."""
@@ -253,7 +255,7 @@ class StdioConnection:
 
     def _cannot_start(self, reason: str) -> ConnectError:
         return ConnectError(
-            f"the server '{self.name}' ({shlex.join(self.command)}) cannot be started: {reason}",
+            f"the server '{self.name}' ({self.shown}) cannot be started: {reason}",
             data={"upstream": self.name},
         )
 

@@ -265,6 +265,27 @@ def text_member(params: bytes | msgspec.Raw, name: str) -> str:
         return ""
 
 
+class _Named(msgspec.Struct, gc=False):
+    name: str = ""
+    uri: str = ""
+
+
+_decode_named = msgspec.json.Decoder(_Named).decode
+
+
+def target_of(method: str, params: bytes | msgspec.Raw) -> str:
+    """The tool, prompt or resource that a request names; `""` for other methods, or if it is no string."""
+    if method != "tools/call" and method != "prompts/get" and not method.startswith("resources/"):
+        return ""
+    if not params:
+        return ""
+    try:
+        named = _decode_named(params)
+    except msgspec.DecodeError:
+        return text_member(params, "uri" if method.startswith("resources/") else "name")
+    return named.uri if method.startswith("resources/") else named.name
+
+
 def progress_token(params: bytes | msgspec.Raw) -> bytes:
     """The raw `_meta.progressToken`, or `b""`; what is neither string nor number is no token.
 

@@ -78,6 +78,7 @@ KNOWN: Final[dict[str, Revision]] = {
 """Every known revision by name, the oldest first."""
 
 LATEST_HANDSHAKE: Final = "2025-11-25"
+LATEST_STATELESS: Final = "2026-07-28"
 # What a request without the header means, where nothing else tells (2025-06-18, "Protocol Version Header").
 DEFAULT_WITHOUT_HEADER: Final = "2025-03-26"
 

@@ -19,21 +19,23 @@ from mcpdiag.errors import (
     UpstreamClosed,
     UpstreamError,
 )
-from mcpdiag.hooks import NO_HOOK, ExchangeDone, Hook
+from mcpdiag.hooks import NO_HOOK, ExchangeDone, Hook, Tracer
 from mcpdiag.protocol.message import encode_error
-from mcpdiag.protocol.sse import encode_message
+from mcpdiag.protocol.sse import Event
+from mcpdiag.protocol.trace import trace_context, with_trace_context
 from mcpdiag.proxy.request import Reply
 from mcpdiag.proxy.session import Session
 from mcpdiag.upstream.base import Answer, Exchange
 
 log = logging.getLogger("mcpdiag.proxy")
 RETRY_BASE = 0.05
+_POLL = Event()
 LAST_WORDS = 1.0  # seconds for an error at the end of a stream that the client may have stopped to read
 # Methods that only read: they may be sent again although the server may have begun with them.
 READ_ONLY = frozenset(
     {
         "ping", "tools/list", "prompts/list", "prompts/get", "resources/list", "resources/read",
-        "resources/templates/list", "completion/complete",
+        "resources/templates/list", "completion/complete", "server/discover",
     }
 )  # fmt: skip
 
@@ -50,6 +52,11 @@ async def run(
     """Run one exchange and answer it. `exchange.outcome` tells how it went; nothing but cancellation is raised."""
     key = exchange.message.id_key()
     session.calls[key] = exchange
+    if (tracer := getattr(hook, "tracer", None)) is not None:
+        _begin_trace(exchange, tracer)
+    # The head of the answer to `initialize` carries the session id, so it cannot be sent before the answer is there.
+    patient = session.upstream.transport != "http" and exchange.message.method != "initialize"
+    session.open(reply, patient=patient)
     error: McpDiagError | None = None
     try:
         with exchange.scope:
@@ -60,7 +67,7 @@ async def run(
                 if answer.events is None:
                     await _answer_whole(answer, reply)
                 else:
-                    await _answer_stream(answer, reply)
+                    await _answer_stream(session, answer, reply)
             except McpDiagError as failure:
                 error = failure
         if exchange.scope.cancelled_caught and error is None:
@@ -83,10 +90,21 @@ async def run(
             exchange.outcome = error.type
         if hook is not NO_HOOK:
             hook.emit(_record(session, exchange, reply))
-    if error is not None:
-        await _answer_error(exchange, error, reply)
-    elif not reply.ended:  # cancelled: the specification wants no response
-        await end(reply)
+    try:
+        if error is not None:
+            await _answer_error(exchange, error, reply)
+        elif not reply.ended:  # cancelled: the specification wants no response
+            await end(reply)
+    finally:
+        session.close(reply)
+
+
+def _begin_trace(exchange: Exchange, tracer: Tracer) -> None:
+    """Whatever is sent to the server for this exchange names the proxy's own span as its parent."""
+    message = exchange.message
+    carrier = trace_context(message.params)
+    trace = exchange.trace = tracer.begin(message.method, str(message.id_key()), carrier)
+    message.params = with_trace_context(message.params, trace.carrier)
 
 
 async def _attempts(session: Session, exchange: Exchange, retries: int) -> Answer:
@@ -114,11 +132,15 @@ async def _answer_whole(answer: Answer, reply: Reply) -> None:
     await reply.whole(answer.status, answer.body, answer.content_type)
 
 
-async def _answer_stream(answer: Answer, reply: Reply) -> None:
+async def _answer_stream(session: Session, answer: Answer, reply: Reply) -> None:
+    """Events as they come. A client that is gone, or was sent away to poll, finds them in the session's store."""
     assert answer.events is not None
     async with aclosing(cast("Any", answer.events)) as events:
-        async for data in events:
-            await reply.event(data)
+        async for event in events:
+            if event != _POLL:
+                await reply.event(event)
+            elif session.polls and reply.stored is not None:
+                await reply.end()
     await reply.end()
 
 
@@ -139,7 +161,7 @@ async def _answer_error(exchange: Exchange, error: McpDiagError, reply: Reply) -
         await reply.whole(200, body)
     elif reply.streaming:
         with anyio.move_on_after(LAST_WORDS):
-            await reply.event(encode_message(body))
+            await reply.event(Event(body, b"message"))
         await end(reply)
 
 
@@ -176,4 +198,7 @@ def _record(session: Session, exchange: Exchange, reply: Reply) -> ExchangeDone:
         inflight=len(session.calls),
         bytes_in=exchange.bytes_in,
         bytes_out=reply.bytes,
+        operation=exchange.operation,
+        sent_ms=(sent - exchange.began) * 1000 if sent else 0.0,
+        trace=exchange.trace,
     )

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
 
 import anyio
 import msgspec
 
-from mcpdiag.errors import CapacityError, ClientError, McpDiagError, UpstreamError
+from mcpdiag.errors import CapacityError, ClientError, UpstreamError
 from mcpdiag.hooks import NO_HOOK, Hook
 from mcpdiag.protocol.headers import MCP_SESSION_ID
 from mcpdiag.protocol.message import Id, Message, decode_batch, decode_id, encode_error, members, text_member
 from mcpdiag.protocol.revisions import KNOWN, known_names
-from mcpdiag.protocol.sse import encode_message
+from mcpdiag.protocol.sse import Event
 from mcpdiag.proxy import forward
 from mcpdiag.proxy.gate import Gate
+from mcpdiag.proxy.listening import listen
 from mcpdiag.proxy.request import Headers, Reply, Request, refuse_call
 from mcpdiag.proxy.session import Session, Sessions
-from mcpdiag.upstream.base import Answer, Exchange, Inbox, Upstream
+from mcpdiag.upstream.base import Answer, Exchange, Upstream
 
 log = logging.getLogger("mcpdiag.proxy")
 MAX_BATCH = 1000
+_SPOKEN = frozenset(name.encode() for name in known_names("handshake"))
 
 
 class Handshake:
@@ -51,30 +51,15 @@ class Handshake:
             if self._gate.closing:
                 await refuse_call(message, self._gate.error(), reply)
                 return
-            exchange = self._exchange(session, message, size)
+            exchange = new_exchange(session, message, size, self._sessions.clock)
             await forward.run(session, exchange, reply, self._hook, retries=upstream.config.retries)
             if exchange.outcome == "http_404":  # its server has ended the session, so here it ends too
                 self._sessions.end_soon(session, "ended by its server")
             self._gate.left()
         else:
-            answer = await self._tell(session, message)
+            answer = await tell(session, message)
             reply.headers += answer.headers
             await reply.whole(answer.status, answer.body, answer.content_type)
-
-    def _exchange(self, session: Session, message: Message, size: int) -> Exchange:
-        if message.id_key() in session.calls:
-            raise ClientError(
-                f"the id {bytes(message.id).decode()} belongs to a request that is still in flight; use another"
-            )
-        exchange = Exchange(
-            message,
-            session.client,
-            session.upstream.name,
-            session.upstream.config.timeouts,
-            self._sessions.clock,
-        )
-        exchange.bytes_in = size
-        return exchange
 
     async def _initialize(self, upstream: Upstream, request: Request, message: Message, size: int) -> None:
         reply = request.reply
@@ -95,29 +80,16 @@ class Handshake:
                 reply.headers.append((MCP_SESSION_ID, session.id.encode()))
 
         try:
-            exchange = self._exchange(session, message, size)
+            exchange = new_exchange(session, message, size, self._sessions.clock)
             await forward.run(
                 session, exchange, reply, self._hook, retries=upstream.config.retries, before_answer=admit
             )
+            if exchange.outcome == "ok" and exchange.final is not None:
+                self._sessions.agreed(session, exchange.final)
         finally:
             if exchange is None or exchange.outcome != "ok":
                 self._sessions.end_soon(session, "not initialized")
             self._gate.left()
-        if exchange.final is not None and exchange.outcome == "ok":
-            result = members(exchange.final).get("result", b"")
-            session.protocol = text_member(result, "protocolVersion") or session.protocol
-
-    async def _tell(self, session: Session, message: Message) -> Answer:
-        if message.method != "notifications/cancelled":
-            return await session.at.tell(message)
-        named = _cancelled_id(message)
-        exchange = None if named is None else session.calls.get(named)
-        if exchange is not None:
-            await session.at.cancel(exchange, message)
-        elif session.upstream.transport == "http":
-            # It may know a request whose stream the client has resumed; for a stdio server the id means nothing.
-            return await session.at.tell(message)
-        return Answer(status=202)
 
     async def batch(self, upstream: Upstream, request: Request, body: bytes) -> None:
         """Revision 2025-03-26: each request of a batch is answered by an event of one stream."""
@@ -141,61 +113,39 @@ class Handshake:
             self._gate.check()
         for message in messages:
             if message.kind != "request":
-                await self._tell(session, message)
-        exchanges = [self._exchange(session, message, len(message.params)) for message in requests]
+                await tell(session, message)
+        exchanges = [
+            new_exchange(session, message, len(message.params), self._sessions.clock) for message in requests
+        ]
         if not exchanges:
             await reply.whole(202, b"")
             return
-        await reply.begin()
-        async with anyio.create_task_group() as tasks:
-            for exchange in exchanges:
-                part, retries = _PartOfBatch(reply, exchange.message), upstream.config.retries
-                tasks.start_soon(partial(forward.run, session, exchange, part, self._hook, retries=retries))
-        self._gate.left()
-        await forward.end(reply)
+        session.open(reply)
+        try:
+            await reply.begin()
+            async with anyio.create_task_group() as tasks:
+                for exchange in exchanges:
+                    part, retries = _PartOfBatch(reply, exchange.message), upstream.config.retries
+                    tasks.start_soon(
+                        partial(forward.run, session, exchange, part, self._hook, retries=retries)
+                    )
+            self._gate.left()
+            await forward.end(reply)
+        finally:
+            session.close(reply)
 
     # -- GET and DELETE -----------------------------------------------------------------------------------
 
     async def get(self, upstream: Upstream, request: Request) -> None:
-        """The stream of what belongs to no call."""
+        """The stream of what belongs to no call; with `Last-Event-ID` the rest of any stream of the session."""
         request.wants(b"text/event-stream")
         check_revision(request.headers)
-        session, reply = self._session(upstream, request), request.reply
+        session = self._session(upstream, request)
         self._gate.check()
-        inbox = Inbox(self._sessions.clock())
-        session.streams.add(inbox)
         try:
-            answer = await session.at.listen(inbox, request.headers.get(b"last-event-id"))
-            if answer.events is None:
-                reply.headers += answer.headers
-                await reply.whole(answer.status, answer.body, answer.content_type)
-                return
-            await reply.begin()
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_until_gone, request, tasks.cancel_scope)
-                await self._pour(session, answer.events, reply)
-                tasks.cancel_scope.cancel()
-            await forward.end(reply)
+            await listen(session, request, request.headers.get(b"last-event-id"))
         finally:
-            session.streams.discard(inbox)
             session.used_at = self._sessions.clock()
-
-    async def _pour(self, session: Session, source: AsyncIterator[bytes], reply: Reply) -> None:
-        """Events to a listening client, until either side ends; what it did not read waits for its next stream."""
-        limit = session.upstream.config.timeouts.response_timeout
-        why = f"its client has not read for {limit:g} s (response_timeout)"
-        try:
-            async with aclosing(cast("Any", source)) as events:
-                async for data in events:
-                    with anyio.move_on_after(limit) as stalled:
-                        await reply.event(data)
-                    if stalled.cancelled_caught:
-                        break
-                else:
-                    return
-        except McpDiagError as error:
-            why = error.message
-        log.warning("a listening stream of '%s' broke off: %s", session.upstream.name, why)
 
     async def delete(self, upstream: Upstream, request: Request) -> None:
         """The client ends its session."""
@@ -227,17 +177,55 @@ class _PartOfBatch(Reply):
     def __init__(self, batch: Reply, message: Message) -> None:
         super().__init__(batch._send, [])
         self.started = self.streaming = True
+        self._batch = batch
         self._message = message
 
     async def whole(self, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
         if status != 200:  # the status of one part has no place in a stream of several
             text = f"the server answered {self._message.method} with HTTP {status}"
             body = encode_error(self._message.id, UpstreamError.code, text, {"type": f"http_{status}"})
-        await self.event(encode_message(body))
+        await self.event(Event(body, b"message"))
         self.ended = True
+
+    async def event(self, event: Event) -> None:
+        self.bytes += len(event.data)
+        await self._batch.event(event)
+
+    async def keep_alive(self) -> None:
+        """The batch's own keeps the stream alive."""
 
     async def end(self) -> None:
         self.ended = True
+
+
+def new_exchange(session: Session, message: Message, size: int, clock: Callable[[], float]) -> Exchange:
+    """The exchange of a request of `size` bytes, its limits counting from now.
+
+    Raises:
+        ClientError: its id belongs to a call in flight.
+    """
+    if message.id_key() in session.calls:
+        raise ClientError(
+            f"the id {bytes(message.id).decode()} belongs to a request that is still in flight; use another"
+        )
+    upstream = session.upstream
+    exchange = Exchange(message, session.client, upstream.name, upstream.config.timeouts, clock)
+    exchange.bytes_in = size
+    return exchange
+
+
+async def tell(session: Session, message: Message) -> Answer:
+    """Relay a notification or a response of the client; a cancellation stops the call that it names."""
+    if message.method != "notifications/cancelled":
+        return await session.at.tell(message)
+    named = _cancelled_id(message)
+    exchange = None if named is None else session.calls.get(named)
+    if exchange is not None:
+        await session.at.cancel(exchange, message)
+    elif session.upstream.transport == "http":
+        # It may know a request whose stream the client has resumed; for a stdio server the id means nothing.
+        return await session.at.tell(message)
+    return Answer(status=202)
 
 
 def _cancelled_id(message: Message) -> Id | None:
@@ -254,17 +242,10 @@ def check_revision(headers: Headers) -> None:
         ClientError: 400, `MCP-Protocol-Version` is not one of this era.
     """
     raw = headers.get(b"mcp-protocol-version")
-    if raw is None:
-        return
-    name = raw.decode("latin-1")
-    if name not in KNOWN or KNOWN[name].era != "handshake":
+    if raw is not None and raw not in _SPOKEN:
+        name = raw.decode("latin-1")
         supported = known_names("handshake")
         raise ClientError(
             f"MCP-Protocol-Version {name!r} is not spoken here; known are {', '.join(supported)}",
             data={"supported": [*supported], "requested": name},
         )
-
-
-async def _until_gone(request: Request, stream: anyio.CancelScope) -> None:
-    await request.gone()
-    stream.cancel()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, cast
 
 from mcpdiag.errors import ClientError, McpDiagError
 from mcpdiag.protocol.headers import accepts, is_json
 from mcpdiag.protocol.message import Message, encode_error
+from mcpdiag.protocol.sse import COMMENT_KEEPALIVE, Event, encode
 from mcpdiag.proxy.guard import Guard
+from mcpdiag.proxy.store import EventStore, StoredStream
 from mcpdiag.upstream.scope import open_scope
 
 log = logging.getLogger("mcpdiag.proxy")
@@ -20,11 +22,24 @@ BODY_TIMEOUT = 30.0  # seconds for the body of a request to arrive
 
 
 class Reply:
-    """The HTTP response to one request, sent once: whole, or as a stream of events."""
+    """The HTTP response to one request, sent once: whole, or as a stream of events.
+
+    Attributes:
+        storage: where the events of a stream are kept, so that the client can resume it; None if it cannot.
+        stored: the stream there, once there is one.
+        primed: whether the stream begins with an id alone, so that it can be resumed before its first event.
+        patient: whether it may become a stream just because nothing has come for a while.
+        quiet_since: when `Sessions` last saw that something was sent; what `keep_alive` is for.
+    """
 
     started = False
     streaming = False
     ended = False
+    primed = False
+    patient = False
+    quiet_since: float | None = None
+    storage: EventStore | None = None
+    stored: StoredStream | None = None
 
     def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self._send = send
@@ -32,7 +47,11 @@ class Reply:
         self.bytes = 0
 
     async def whole(self, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
-        """Status, headers and the complete body."""
+        """Status, headers and the complete body; as the last event, if keep-alives have made it a stream."""
+        if self.streaming:
+            await self.event(Event(body, b"message"))
+            await self.end()
+            return
         self.started = True
         self.bytes += len(body)
         headers = [*self.headers, (b"content-length", b"%d" % len(body))]
@@ -42,16 +61,28 @@ class Reply:
         await self._send({"type": "http.response.body", "body": body})
         self.ended = True
 
-    async def event(self, data: bytes) -> None:
-        """An encoded event; the first one begins the stream."""
+    async def event(self, event: Event) -> None:
+        """The first one begins the stream. After `end` it is only stored."""
         if not self.started:
             await self.begin()
+        if self.stored is not None:
+            data = self.stored.add(event)
+        else:
+            data = encode(Event(event.data, event.event, None, event.retry, event.empty_data))
+        if not self.ended:
+            await self.write(data)
+
+    async def write(self, data: bytes) -> None:
+        """Encoded events, as part of the stream."""
         self.bytes += len(data)
+        self.quiet_since = None
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def begin(self) -> None:
         """The head of an event stream."""
         self.started = self.streaming = True
+        if self.storage is not None and self.stored is None:
+            self.stored = self.storage.stream()
         headers = [
             *self.headers,
             (b"content-type", b"text/event-stream"),
@@ -59,13 +90,27 @@ class Reply:
             (b"x-accel-buffering", b"no"),
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        if self.primed and self.stored is not None:
+            await self.write(self.stored.here())
+
+    async def keep_alive(self) -> None:
+        """A comment, so that nobody on the way takes a quiet stream for a dead one."""
+        if self.ended or not (self.streaming or self.patient):
+            return
+        if not self.started:
+            await self.begin()
+        if not self.ended:
+            await self._send({"type": "http.response.body", "body": COMMENT_KEEPALIVE, "more_body": True})
 
     async def end(self) -> None:
         """The end of an event stream."""
+        if self.ended:
+            return
         if not self.started:
+            self.storage = None  # there is nothing to resume
             await self.begin()
-        await self._send({"type": "http.response.body", "body": b""})
         self.ended = True
+        await self._send({"type": "http.response.body", "body": b""})
 
 
 class Request:
@@ -76,9 +121,10 @@ class Request:
         path: without the query.
         query: raw, without the question mark.
         reply: the response, sent by whoever handles the request.
+        all_headers: every header, as it came.
     """
 
-    __slots__ = ("_clock", "_guard", "_receive", "headers", "path", "query", "reply")
+    __slots__ = ("_clock", "_guard", "_receive", "all_headers", "headers", "path", "query", "reply")
 
     def __init__(
         self,
@@ -89,8 +135,10 @@ class Request:
         reply: Reply,
         guard: Guard,
         clock: Callable[[], float],
+        all_headers: Iterable[tuple[bytes, bytes]] = (),
     ) -> None:
         self.headers = headers
+        self.all_headers = all_headers
         self.path = path
         self.query = query
         self.reply = reply

@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import anyio
+from anyio.abc import TaskGroup
 
 from mcpdiag.errors import TooManySessions
 from mcpdiag.hooks import NO_HOOK, Happened, Hook
-from mcpdiag.protocol.message import Id
+from mcpdiag.protocol.message import Id, members, text_member
+from mcpdiag.protocol.mirror import listen_ended
+from mcpdiag.protocol.revisions import KNOWN
+from mcpdiag.proxy.request import Reply
+from mcpdiag.proxy.store import EventStore
 from mcpdiag.upstream.base import Client, Exchange, Inbox, Upstream, UpstreamSession
 
 log = logging.getLogger("mcpdiag.session")
@@ -21,21 +26,57 @@ SWEEPS_PER_TIMEOUT = 10
 class Session:
     """One client session and its counterpart at the upstream."""
 
-    __slots__ = ("at", "calls", "client", "created_at", "ended", "protocol", "streams", "upstream", "used_at")
+    __slots__ = (
+        "at",
+        "calls",
+        "client",
+        "created_at",
+        "ended",
+        "listens",
+        "polls",
+        "protocol",
+        "replies",
+        "store",
+        "streams",
+        "upstream",
+        "used_at",
+    )
 
-    def __init__(self, upstream: Upstream, now: float) -> None:
-        self.client = Client(secrets.token_hex(16), now)  # 128 random bits
+    def __init__(self, upstream: Upstream, now: float, *, lone: bool = False) -> None:
+        self.client = Client("" if lone else secrets.token_hex(16))  # 128 random bits
         self.upstream = upstream
-        self.at: UpstreamSession = upstream.session(self.client)
+        open_at = upstream.stateless_session if lone else upstream.session
+        self.at: UpstreamSession = open_at(self.client)
         self.protocol = ""
         self.created_at = self.used_at = now
         self.calls: dict[Id, Exchange] = {}
         self.streams: set[Inbox] = set()
+        self.replies: set[Reply] = set()  # what is being answered: kept alive while it is quiet
+        self.store: EventStore | None = None  # from the end of the handshake, if its revision has resumption
+        self.polls = False  # whether its revision lets a server send the client away and be polled
+        self.listens = False  # whether its one request is a subscription
         self.ended = False
 
     @property
     def id(self) -> str:
         return self.client.id
+
+    def open(self, reply: Reply, *, patient: bool = False) -> None:
+        """A reply is about to be made; `close` follows.
+
+        Args:
+            patient: whether it may become a stream because nothing comes for a while.
+        """
+        self.replies.add(reply)
+        reply.patient = patient
+        if self.store is not None:
+            reply.storage, reply.primed = self.store, self.polls
+
+    def close(self, reply: Reply) -> None:
+        """A reply has ended, and with it its stream, if it was one."""
+        self.replies.discard(reply)
+        if reply.stored is not None:
+            reply.stored.close()
 
     @property
     def busy(self) -> bool:
@@ -50,6 +91,8 @@ class Sessions:
         max_sessions: how many may be open at once.
         idle_timeout: seconds without a request, a call in flight or an open stream, after which one is ended.
         keepalive: seconds of silence after which a stream gets a comment.
+        max_events: how many events each session keeps for clients that resume a stream (`proxy/store.py`).
+        max_event_bytes: their size together.
     """
 
     def __init__(
@@ -58,20 +101,34 @@ class Sessions:
         max_sessions: int = 1000,
         idle_timeout: float = 30 * 60.0,
         keepalive: float = 15.0,
+        max_events: int = 1000,
+        max_event_bytes: int = 8 * 1024 * 1024,
         hook: Hook = NO_HOOK,
         clock: Callable[[], float] = anyio.current_time,
     ) -> None:
         self.max_sessions = max_sessions
         self.idle_timeout = idle_timeout
         self.keepalive = keepalive
+        self.max_events = max_events
+        self.max_event_bytes = max_event_bytes
         self.clock = clock
         self._hook = hook
         self._sessions: dict[str, Session] = {}
         self._starting: set[Session] = set()
+        self._dropped = 0  # in sessions that have ended
+        self._lone: set[Session] = set()
+        self._leaving: set[Session] = set()  # to be closed by `run`
+        self._left = anyio.Event()
         self._ending = anyio.create_memory_object_stream[Session](float("inf"))
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    @property
+    def events_dropped(self) -> int:
+        """Events of streams that sessions could not keep for clients that come back, since the start."""
+        stores = [session.store for session in self._sessions.values()]
+        return self._dropped + sum(store.dropped for store in stores if store is not None)
 
     def get(self, session_id: str) -> Session | None:
         """The open session with this id; using it makes it young."""
@@ -102,6 +159,31 @@ class Sessions:
         if not session.ended:
             self._sessions[session.id] = session
 
+    def agreed(self, session: Session, answer: bytes) -> None:
+        """The handshake of a session is over: from now on it speaks the revision that the answer names."""
+        session.protocol = (
+            text_member(members(answer).get("result", b""), "protocolVersion") or session.protocol
+        )
+        revision = KNOWN.get(session.protocol)
+        if revision is not None and revision.resumption:
+            session.store = EventStore(max_events=self.max_events, max_bytes=self.max_event_bytes)
+            session.polls = revision.priming
+
+    @contextlib.contextmanager
+    def lone(self, upstream: Upstream, *, listens: bool = False) -> Iterator[Session]:
+        """What stands for a session around one message of the stateless era: nobody can name it, nothing limits it.
+
+        Args:
+            listens: whether the message is a subscription, which nobody waits for when the proxy closes.
+        """
+        session = Session(upstream, self.clock(), lone=True)
+        session.listens = listens
+        self._lone.add(session)
+        try:
+            yield session
+        finally:
+            self._lone.discard(session)
+
     def evict(self, upstream: Upstream | None) -> bool:
         """End the session that has been idle longest, to make room: among the sessions, or for a connection to
         `upstream`, if one is given; then only a session that holds one is ended.
@@ -129,6 +211,7 @@ class Sessions:
         if self._forget(session, why):
             with contextlib.suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):  # after `stop`
                 self._ending[0].send_nowait(session)
+                self._leaving.add(session)
 
     async def end(self, session: Session, why: str) -> None:
         """Close a session and wait until its upstream has let go."""
@@ -141,6 +224,8 @@ class Sessions:
         if session.ended:
             return False
         session.ended = True
+        if session.store is not None:
+            self._dropped += session.store.dropped
         for inbox in session.streams:
             inbox.close()
         for exchange in [*session.calls.values()]:
@@ -152,13 +237,17 @@ class Sessions:
 
     async def run(self) -> None:
         """End sessions, sweep idle ones, keep quiet streams alive, until `stop`."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._sweep)
-            tasks.start_soon(self._pulse)
-            async with self._ending[1] as ending:
-                async for session in ending:
-                    tasks.start_soon(self._close, session)
-            tasks.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._sweep)
+                tasks.start_soon(self._pulse, tasks)
+                async with self._ending[1] as ending:
+                    async for session in ending:
+                        tasks.start_soon(self._close, session)
+                tasks.cancel_scope.cancel()
+        finally:
+            self._leaving.clear()
+            self._left.set()
 
     def stop(self) -> None:
         """End `run`."""
@@ -169,6 +258,9 @@ class Sessions:
             await session.at.aclose()
         except Exception:
             log.exception("ending session %s at '%s' failed", session.id, session.upstream.name)
+        finally:
+            self._leaving.discard(session)
+            self._left.set()
 
     async def _sweep(self) -> None:
         while True:
@@ -177,15 +269,17 @@ class Sessions:
             for session in [s for s in self._sessions.values() if not s.busy and s.used_at <= limit]:
                 self.end_soon(session, "idle for too long")
 
-    async def _pulse(self) -> None:
+    async def _pulse(self, tasks: TaskGroup) -> None:
         while True:
             await anyio.sleep(min(self.keepalive / 3, 1.0))
             now = self.clock()
-            for session in self._sessions.values():
-                for inbox in (*session.streams, *(exchange.inbox for exchange in session.calls.values())):
-                    if now - inbox.touched_at >= self.keepalive:
-                        inbox.touched_at = now
-                        inbox.nudge()
+            for session in (*self._sessions.values(), *self._starting, *self._lone):
+                for reply in session.replies:
+                    if reply.quiet_since is None:
+                        reply.quiet_since = now
+                    elif now - reply.quiet_since >= self.keepalive:
+                        reply.quiet_since = now
+                        tasks.start_soon(reply.keep_alive)  # a client that does not read holds up nobody else
             self._make_room()
 
     def _make_room(self) -> None:
@@ -202,14 +296,26 @@ class Sessions:
         for session in self._sessions.values():
             for inbox in session.streams:
                 inbox.close()
+        for session in self._lone:
+            if session.listens:
+                for exchange in session.calls.values():
+                    exchange.finish(listen_ended(bytes(exchange.message.id)), is_error=False)
 
     def calls_in_flight(self) -> int:
-        return sum(len(session.calls) for session in (*self._sessions.values(), *self._starting))
+        lone = sum(len(session.calls) for session in self._lone if not session.listens)
+        return lone + sum(len(session.calls) for session in (*self._sessions.values(), *self._starting))
 
     async def close_all(self, why: str) -> None:
-        """End every session, together."""
+        """End every session and every request that has none, together, and wait for those that are ending already."""
+        for lone in self._lone:
+            lone.ended = True
+            for exchange in [*lone.calls.values()]:
+                exchange.cancel(f"the proxy was {why}")
         sessions = [*self._sessions.values(), *self._starting]
         async with anyio.create_task_group() as tasks:
             for session in sessions:
                 if self._forget(session, why):
                     tasks.start_soon(self._close, session)
+        while self._leaving:
+            self._left = anyio.Event()
+            await self._left.wait()

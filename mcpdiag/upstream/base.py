@@ -24,10 +24,14 @@ from mcpdiag.errors import (
     RequestTimeout,
     ResponseTimeout,
 )
+from mcpdiag.hooks import Trace
 from mcpdiag.pool.stats import PoolStats
-from mcpdiag.protocol.message import Message, text_member
+from mcpdiag.protocol.message import Message, target_of
+from mcpdiag.protocol.sse import Event
+from mcpdiag.upstream.learned import Learned
 from mcpdiag.upstream.scope import open_scope
 
+TransportName = Literal["stdio", "http", "sse"]  # sse: HTTP+SSE of 2024-11-05
 INBOX_MESSAGES = 1000
 INBOX_BYTES = 16 * 1024 * 1024
 MAX_ASKED = 1000
@@ -53,19 +57,16 @@ _LIMITS = {
 class Inbox:
     """Messages for one stream of one client, bounded. Filled without waiting, read by one task.
 
-    `get` returns a message, `None` when `nudge` was called (nothing has come for a while: send a keep-alive), and
-    `b""` for ever after `close`.
+    `get` returns a message, and `b""` for ever after `close`.
     """
 
-    __slots__ = ("_bytes", "_event", "_items", "_nudged", "closed", "touched_at")
+    __slots__ = ("_bytes", "_event", "_items", "closed")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self) -> None:
         self._items: deque[bytes] = deque()
         self._bytes = 0
         self._event: anyio.Event | None = None
-        self._nudged = False
         self.closed = False
-        self.touched_at = now
 
     def put(self, data: bytes) -> bool:
         """Add a message. False if it is closed, or if the client is too far behind; a single one always has room."""
@@ -85,11 +86,6 @@ class Inbox:
         self._bytes = 0
         return items
 
-    def nudge(self) -> None:
-        """Make a waiting reader return None."""
-        self._nudged = True
-        self._wake()
-
     def close(self) -> None:
         """What is in it can still be read; then reading ends."""
         self.closed = True
@@ -99,8 +95,8 @@ class Inbox:
         if self._event is not None:
             self._event.set()
 
-    async def get(self) -> bytes | None:
-        """The next message, None after a nudge, b"" at the end."""
+    async def get(self) -> bytes:
+        """The next message, b"" at the end."""
         while True:
             if self._items:
                 data = self._items.popleft()
@@ -108,9 +104,6 @@ class Inbox:
                 return data
             if self.closed:
                 return b""
-            if self._nudged:
-                self._nudged = False
-                return None
             self._event = anyio.Event()
             await self._event.wait()
             self._event = None
@@ -129,14 +122,15 @@ class Asked:
 class Client:
     """A client session as its upstream sees it: where to send what belongs to no exchange, and what it was asked."""
 
-    def __init__(self, session_id: str, now: float = 0.0) -> None:
+    def __init__(self, session_id: str) -> None:
         self.id = session_id
         self.authorization = b""  # the client's own, for an HTTP upstream; never recorded
         self.protocol = b""  # its MCP-Protocol-Version header
+        self.extra_headers = b""  # lines for the head of each request to an HTTP upstream
         self.capabilities: frozenset[str] = frozenset()
         self.streams: list[Inbox] = []
         self.asked: dict[int, Asked] = {}
-        self.pending = Inbox(now)  # until the client opens a stream
+        self.pending = Inbox()  # until the client opens a stream
         self._last_id = 0
 
     @property
@@ -158,6 +152,16 @@ class Client:
         if inbox in self.streams:
             self.streams.remove(inbox)
         return sum(not self.push(data) for data in inbox.drain())
+
+    async def listen(self, inbox: Inbox, lost: Callable[[], None]) -> AsyncIterator[Event]:
+        """What is pushed from now on, until `inbox` is closed. `lost` is told of each message that was left over."""
+        self.attach(inbox)
+        try:
+            while data := await inbox.get():
+                yield Event(data, b"message")
+        finally:
+            for _ in range(self.detach(inbox)):
+                lost()
 
     def ask(self, asked: Asked) -> int | None:
         """Remember a server request; returns the id under which the client sees it, None if too many are open."""
@@ -201,6 +205,7 @@ class Exchange:
         "message",
         "messages",
         "on_end",
+        "operation",
         "outcome",
         "phase",
         "progress_token",
@@ -210,6 +215,7 @@ class Exchange:
         "scope",
         "sent_at",
         "timeouts",
+        "trace",
         "upstream",
     )  # fmt: skip
 
@@ -233,12 +239,14 @@ class Exchange:
         self.limit = timeouts.request_timeout
         self.scope = open_scope(min(now + self.limit, self.deadline_at))
         self.phase = Phase.REQUEST
-        self.inbox = Inbox(now)
+        self.inbox = Inbox()
         self.final: bytes | None = None
         self.error: McpDiagError | None = None
         self.cancelled = False
         self.cancel_reason = "timed out"
         self.outcome = "ok"
+        self.operation = ""  # joins the legs of an input-required operation
+        self.trace: Trace | None = None
         self.on_end: Callable[[bool], None] | None = None
         self.rewritten_id = 0
         self.progress_token = b""  # raw, as the client chose it
@@ -269,7 +277,6 @@ class Exchange:
         """Something of the answer has come: the silence limit starts anew."""
         now = self.clock()
         self.first_at = self.first_at or perf_counter()
-        self.inbox.touched_at = now
         self.phase = Phase.RESPONSE
         self._limit(Phase.RESPONSE, now)
 
@@ -318,7 +325,7 @@ class Exchange:
         self.final = self.error = None
         self.first_at = 0.0
         self.enter(Phase.REQUEST)
-        self.inbox = Inbox(self.clock())
+        self.inbox = Inbox()
 
     def end(self, *, reusable: bool) -> None:
         """Give back whatever the exchange holds. Called once it is over; again does nothing."""
@@ -331,10 +338,7 @@ class Exchange:
     @property
     def target(self) -> str:
         """The tool, prompt or resource it names; empty for other methods."""
-        method = self.message.method
-        if method in {"tools/call", "prompts/get"}:
-            return text_member(self.message.params, "name")
-        return text_member(self.message.params, "uri") if method.startswith("resources/") else ""
+        return target_of(self.message.method, self.message.params)
 
     def timeout_error(self) -> McpDiagError:
         """The error of the limit that the scope has just met."""
@@ -370,12 +374,16 @@ class Exchange:
 
 @dataclass(slots=True)
 class Answer:
-    """What goes back to the client: a whole JSON body, or a stream of encoded server-sent events."""
+    """What goes back to the client: a whole JSON body, or a stream of events.
+
+    Of an event the proxy relays data, name and `retry`; its id was for the one who reads the server's stream. An event
+    without any field tells that the server has ended the stream for now, and its rest will come later ("polling").
+    """
 
     status: int = 200
     body: bytes = b""
     content_type: bytes = b"application/json"
-    events: AsyncIterator[bytes] | None = None
+    events: AsyncIterator[Event] | None = None
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
@@ -395,8 +403,8 @@ class UpstreamSession(Protocol):
     async def cancel(self, exchange: Exchange, message: Message) -> None:
         """The client cancelled an exchange with this notification: stop it here and at the server."""
 
-    async def listen(self, inbox: Inbox, last_event_id: bytes | None) -> Answer:
-        """The stream of messages that belong to no exchange. `inbox` is nudged and closed by the proxy."""
+    async def listen(self, inbox: Inbox) -> Answer:
+        """The stream of messages that belong to no exchange, until `inbox` is closed."""
 
     async def aclose(self) -> None:
         """End the session at the upstream and free what it holds."""
@@ -406,15 +414,22 @@ class Upstream(Protocol):
     """A named server."""
 
     name: str
-    transport: Literal["stdio", "http"]
+    transport: TransportName
     mode: PoolMode
     config: UpstreamConfig
+    learned: Learned
 
     def session(self, client: Client) -> UpstreamSession:
         """A client's session here; nothing is opened before its first exchange."""
 
+    def stateless_session(self, client: Client) -> UpstreamSession:
+        """What one request of the stateless era has here."""
+
     def stats(self) -> PoolStats:
         """The pool's numbers."""
+
+    def pids(self) -> list[int]:
+        """The processes that were started for it and run now; their descendants are not among them."""
 
     async def aclose(self, *, drain_timeout: float, force: bool = False) -> None:
         """Close the pool and everything in it."""

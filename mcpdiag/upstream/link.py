@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import anyio
 
-from mcpdiag.connection.stdio import StdioConnection
+from mcpdiag.connection.base import MessageConnection
 from mcpdiag.errors import ConnectError, UpstreamClosed
 from mcpdiag.protocol.message import Message, encode_notification, text_member
 from mcpdiag.upstream.router import Router
@@ -23,7 +23,7 @@ class Link:
         persistent: whether the server has proved to live on after an answer.
     """
 
-    def __init__(self, connection: StdioConnection, router: Router, persistent: Callable[[], bool]) -> None:
+    def __init__(self, connection: MessageConnection, router: Router, persistent: Callable[[], bool]) -> None:
         self.connection = connection
         self.router = router
         self.result = b""  # raw InitializeResult of the proxy's own handshake

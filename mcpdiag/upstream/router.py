@@ -16,6 +16,7 @@ from mcpdiag.errors import INTERNAL_ERROR, METHOD_NOT_FOUND, McpDiagError, Upstr
 from mcpdiag.protocol.message import (
     Id,
     Message,
+    decode,
     decode_id,
     encode_error,
     encode_notification,
@@ -146,8 +147,21 @@ class Router:
                 )
             )
 
+    def refuse(self, message: Message, error: McpDiagError) -> bool:
+        """A message could not be handed to the server: what it asked for ends. False if that was nothing."""
+        key = key_of(message.id) if message.method and message.id else None
+        exchange = self.exchanges.get(key)
+        if exchange is not None:
+            self._ended(exchange)
+            exchange.fail(error)
+            return True
+        answered = self._calls.pop(key, None)
+        if answered is not None:
+            answered(decode(encode_error(bytes(message.id), error.code, error.message)))
+        return answered is not None
+
     def _response(self, message: Message) -> None:
-        key = _key(message.id)
+        key = key_of(message.id)
         exchange = self.exchanges.get(key)
         if exchange is not None:
             self.answered += 1
@@ -212,7 +226,7 @@ class Router:
             self._undelivered(method)
 
     def _progress(self, message: Message) -> None:
-        key = _key(members(message.params).get("progressToken", b""))
+        key = key_of(members(message.params).get("progressToken", b""))
         exchange = self.exchanges.get(key)
         client = self.owner if exchange is None else exchange.client
         token = self._task_tokens.get(key, b"") if exchange is None else exchange.progress_token
@@ -225,10 +239,10 @@ class Router:
 
     def _cancelled(self, message: Message) -> None:
         """The server takes back a question: it goes where the question went, under the client's number."""
-        wanted = _key(members(message.params).get("requestId", b""))
+        wanted = key_of(members(message.params).get("requestId", b""))
         for client in self._askees:
             for number, asked in client.asked.items():
-                if asked.owner is self and _key(asked.server_id) == wanted:
+                if asked.owner is self and key_of(asked.server_id) == wanted:
                     del client.asked[number]
                     params = with_member(one_line(message.params), "requestId", b"%d" % number)
                     exchange = next(
@@ -300,7 +314,7 @@ class Router:
             )
 
 
-def _key(raw: bytes | msgspec.Raw) -> Id | None:
+def key_of(raw: bytes | msgspec.Raw) -> Id | None:
     """An id or token as a key, None if it is neither text nor number: `7` and `7.0` are one, `"7"` is another."""
     try:
         return decode_id(raw)

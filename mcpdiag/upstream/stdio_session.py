@@ -23,34 +23,31 @@ from mcpdiag.protocol.message import (
     with_member,
 )
 from mcpdiag.protocol.revisions import KNOWN
-from mcpdiag.protocol.sse import COMMENT_KEEPALIVE, encode_message
+from mcpdiag.protocol.sse import Event
 from mcpdiag.upstream.base import Answer, Client, Exchange, Inbox, Phase
+from mcpdiag.upstream.journal import STATEFUL, Journal
 from mcpdiag.upstream.link import Link
 
 if TYPE_CHECKING:
-    from mcpdiag.upstream.stdio import StdioUpstream
-
-# Calls after which a connection is not like any other: its session keeps it.
-STATEFUL = frozenset({"resources/subscribe", "resources/unsubscribe", "logging/setLevel"})
+    from mcpdiag.upstream.processes import Processes
 
 
 class StdioSession:
     """One client's session at a stdio server."""
 
-    def __init__(self, upstream: StdioUpstream, client: Client) -> None:
+    def __init__(self, upstream: Processes, client: Client) -> None:
         self._upstream = upstream
         self._client = client
         self._lease: Lease[Link] | None = None  # its own process: session mode, or pinned
         self._opening = anyio.Lock()
-        self._params = b""  # of the client's initialize, for a process that has to be started again
-        self._journal: dict[tuple[str, str], bytes] = {}  # what to replay then
+        self._journal = Journal()
 
     # -- requests -----------------------------------------------------------------------------------------
 
     async def exchange(self, exchange: Exchange) -> Answer:
         upstream, method = self._upstream, exchange.message.method
         if method == "initialize":
-            self._params = one_line(exchange.message.params)
+            self._journal.remember(exchange.message)
             if upstream.mode != "session":
                 return await self._initialize_shared(exchange)
         owned = upstream.mode == "session" or self._lease is not None or _is_stateful(exchange.message)
@@ -108,26 +105,25 @@ class StdioSession:
 
     async def _answer(self, exchange: Exchange) -> Answer:
         first = await exchange.inbox.get()
-        if first == b"":
+        if not first:
             if exchange.error is not None:
                 raise exchange.error
             assert exchange.final is not None
-            self._remember(exchange)
+            self._note(exchange)
             exchange.end(reusable=True)
             return Answer(body=exchange.final)
         return Answer(content_type=b"text/event-stream", events=self._stream(exchange, first))
 
-    async def _stream(self, exchange: Exchange, first: bytes | None) -> AsyncIterator[bytes]:
-        data = first
-        while data != b"":
-            yield COMMENT_KEEPALIVE if data is None else encode_message(data)
+    async def _stream(self, exchange: Exchange, data: bytes) -> AsyncIterator[Event]:
+        while data:
+            yield Event(data, b"message")
             data = await exchange.inbox.get()
         if exchange.error is not None:
             raise exchange.error
         assert exchange.final is not None
-        self._remember(exchange)
+        self._note(exchange)
         exchange.end(reusable=True)
-        yield encode_message(exchange.final)
+        yield Event(exchange.final, b"message")
 
     async def _initialize_shared(self, exchange: Exchange) -> Answer:
         """Answer a client's `initialize` from the handshake that the proxy made itself."""
@@ -190,30 +186,21 @@ class StdioSession:
             return
         with self._connecting(exchange):
             if shakes_hands:
-                await link.handshake(self._params)
+                await link.handshake(self._journal.params)
             await self._replay(link)
             return
         raise self._upstream.not_ready(link.connection)
 
     async def _replay(self, link: Link) -> None:
-        for (method, _), params in [*self._journal.items()]:
+        for method, params in self._journal.calls():
             await link.call(method, params)
         self._upstream.hook.emit(
-            Happened("recover", self._upstream.name, self._client.id, "process restarted")
+            Happened("recover", self._upstream.name, self._client.id, self._upstream.RESTARTED)
         )
 
-    def _remember(self, exchange: Exchange) -> None:
-        """Keep what a new process would have to be told."""
-        message = exchange.message
-        if message.method not in STATEFUL or exchange.outcome != "ok":
-            return
-        if message.method == "logging/setLevel":
-            self._journal[message.method, ""] = one_line(message.params)
-        else:
-            key = "resources/subscribe", text_member(message.params, "uri")
-            self._journal.pop(key, None)
-            if message.method == "resources/subscribe":
-                self._journal[key] = one_line(message.params)
+    def _note(self, exchange: Exchange) -> None:
+        if exchange.outcome == "ok" and exchange.message.method in STATEFUL:
+            self._journal.remember(exchange.message)
 
     def _drop(self) -> None:
         lease, self._lease = self._lease, None
@@ -268,17 +255,9 @@ class StdioSession:
     async def cancel(self, exchange: Exchange, message: Message) -> None:
         exchange.cancel(text_member(message.params, "reason") or "cancelled by the client")
 
-    async def listen(self, inbox: Inbox, last_event_id: bytes | None) -> Answer:
-        return Answer(content_type=b"text/event-stream", events=self._listen(inbox))
-
-    async def _listen(self, inbox: Inbox) -> AsyncIterator[bytes]:
-        self._client.attach(inbox)
-        try:
-            while (data := await inbox.get()) != b"":
-                yield COMMENT_KEEPALIVE if data is None else encode_message(data)
-        finally:
-            for _ in range(self._client.detach(inbox)):
-                self._undelivered("left over by a stream")
+    async def listen(self, inbox: Inbox) -> Answer:
+        events = self._client.listen(inbox, lambda: self._undelivered("left over by a stream"))
+        return Answer(content_type=b"text/event-stream", events=events)
 
     async def aclose(self) -> None:
         self._upstream.clients.discard(self._client)

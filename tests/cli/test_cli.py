@@ -49,10 +49,12 @@ def test_version() -> None:
     [
         ("proxy", "mcpdiag proxy -- npx -y @modelcontextprotocol/server-everything"),
         ("demo", "mcpdiag demo --clients 8 --calls 25"),
+        ("bench run", "mcpdiag bench --url http://127.0.0.1:3001/mcp --clients 1,8 --workload calls.toml"),
+        ("bench compare", "mcpdiag bench compare mcpdiag-results/base mcpdiag-results/new"),
     ],
 )
 def test_help_shows_an_example(verb: str, example: str) -> None:
-    found = run(verb, "--help")
+    found = run(*verb.split(), "--help")
     assert found.returncode == 0
     assert example in " ".join(found.stdout.split())
 

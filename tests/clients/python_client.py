@@ -1,7 +1,8 @@
 """The official Python SDK as a caller of the proxy; one file for its 1.x and its 2.x line, run by the interpreter that has it.
 
-`python tests/clients/python_client.py URL [--slow-tool NAME --slow-args JSON]` lists the tools of server-everything,
+`python tests/clients/python_client.py SERVER [--slow-tool NAME --slow-args JSON]` lists the tools of server-everything,
 calls `echo`, calls the slow tool and, in the same session, `echo` once more. Prints one JSON line.
+SERVER is the URL of a Streamable HTTP endpoint, one that ends in /sse, or a command for stdio as a JSON list.
 """
 
 import argparse
@@ -19,16 +20,30 @@ ClientOf2x: Any = getattr(mcp, "Client", None)
 CallError: type[Exception] = getattr(mcp, "MCPError", None) or mcp.McpError  # 2.x, 1.x
 
 
+def transport(server: str) -> Any:
+    """The context manager of the client's end of a transport; it gives the two streams, and some give more."""
+    if server.startswith("["):
+        from mcp.client.stdio import StdioServerParameters, stdio_client
+
+        program, *arguments = json.loads(server)
+        return stdio_client(StdioServerParameters(command=program, args=arguments))
+    if server.endswith("/sse"):
+        from mcp.client.sse import sse_client
+
+        return sse_client(server)
+    from mcp.client.streamable_http import streamable_http_client
+
+    return streamable_http_client(server)
+
+
 @asynccontextmanager
-async def connected(url: str) -> AsyncIterator[tuple[Any, str]]:
+async def connected(server: str) -> AsyncIterator[tuple[Any, str]]:
     """A session, each line's own way, and the revision it negotiated."""
     if ClientOf2x is not None:
-        async with ClientOf2x(url) as client:
+        async with ClientOf2x(transport(server)) as client:
             yield client, client.protocol_version
     else:
-        from mcp.client.streamable_http import streamable_http_client
-
-        async with streamable_http_client(url) as (read, write, _), mcp.ClientSession(read, write) as session:
+        async with transport(server) as streams, mcp.ClientSession(*streams[:2]) as session:
             initialized = await session.initialize()
             yield session, str(initialized.protocolVersion)
 
@@ -44,9 +59,9 @@ async def call(session: Any, name: str, arguments: dict[str, Any]) -> tuple[str 
     return (None, said) if failed else (said, None)
 
 
-async def visit(url: str, slow_tool: str | None, slow_arguments: dict[str, Any]) -> dict[str, Any]:
+async def visit(server: str, slow_tool: str | None, slow_arguments: dict[str, Any]) -> dict[str, Any]:
     error = echo_after = None
-    async with connected(url) as (session, protocol):
+    async with connected(server) as (session, protocol):
         tools = (await session.list_tools()).tools
         echo = await spoken(session, "hello")
         if slow_tool is not None:
@@ -69,13 +84,13 @@ def first_cause(error: BaseException) -> BaseException:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("url")
+    parser.add_argument("server")
     parser.add_argument("--slow-tool", help="a tool that the proxy is expected to time out")
     parser.add_argument("--slow-args", type=json.loads, default={}, metavar="JSON")
     options = parser.parse_args()
     try:
         visited = asyncio.run(
-            asyncio.wait_for(visit(options.url, options.slow_tool, options.slow_args), LIMIT_S)
+            asyncio.wait_for(visit(options.server, options.slow_tool, options.slow_args), LIMIT_S)
         )
     except TimeoutError:
         print(f"python client: not done after {LIMIT_S} s", file=sys.stderr)

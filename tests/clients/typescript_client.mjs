@@ -1,5 +1,5 @@
 // The official TypeScript SDK as a caller of the proxy; the twin of python_client.py, with the same one JSON line.
-// node tests/clients/typescript_client.mjs URL [--slow-tool NAME --slow-args JSON]; needs tools/setup-node.
+// node tests/clients/typescript_client.mjs SERVER [--slow-tool NAME --slow-args JSON]; needs tools/setup-node.
 import { createRequire } from "node:module";
 import { parseArgs } from "node:util";
 
@@ -30,11 +30,28 @@ async function spoken(client, message) {
   return said;
 }
 
-async function visit(url, slowTool, slowArguments) {
-  const { Client } = require("@modelcontextprotocol/sdk/client/index.js");
+function connection(server) {
+  if (server.startsWith("[")) {
+    const { StdioClientTransport } = require("@modelcontextprotocol/sdk/client/stdio.js");
+    const [command, ...args] = JSON.parse(server);
+    return new StdioClientTransport({ command, args });
+  }
+  if (server.endsWith("/sse")) {
+    const { SSEClientTransport } = require("@modelcontextprotocol/sdk/client/sse.js");
+    return new SSEClientTransport(new URL(server));
+  }
   const { StreamableHTTPClientTransport } = require("@modelcontextprotocol/sdk/client/streamableHttp.js");
+  return new StreamableHTTPClientTransport(new URL(server));
+}
+
+async function visit(server, slowTool, slowArguments) {
+  const { Client } = require("@modelcontextprotocol/sdk/client/index.js");
   const client = new Client({ name: "mcpdiag-typescript-client", version: "1.0.0" });
-  const transport = new StreamableHTTPClientTransport(new URL(url));
+  const transport = connection(server);
+  let protocol;
+  // Each transport is told what was negotiated; only one of them shows it.
+  const told = transport.setProtocolVersion?.bind(transport);
+  transport.setProtocolVersion = (version) => ((protocol = version), told?.(version));
   await client.connect(transport);
   const { tools } = await client.listTools();
   const visited = { tools: tools.length, echo: await spoken(client, "hello"), error: null, echo_after: null };
@@ -42,8 +59,8 @@ async function visit(url, slowTool, slowArguments) {
     visited.error = (await call(client, slowTool, slowArguments)).error;
     visited.echo_after = await spoken(client, "still here");
   }
-  visited.protocol = transport.protocolVersion;
-  await transport.terminateSession();
+  visited.protocol = protocol;
+  await transport.terminateSession?.();
   await client.close();
   return visited;
 }
@@ -54,7 +71,7 @@ try {
     allowPositionals: true,
     options: { "slow-tool": { type: "string" }, "slow-args": { type: "string", default: "{}" } },
   });
-  if (positionals.length !== 1) throw new Error("one URL is expected");
+  if (positionals.length !== 1) throw new Error("one server is expected");
   const visited = await visit(positionals[0], values["slow-tool"], JSON.parse(values["slow-args"]));
   process.stdout.write(`${JSON.stringify(visited)}\n`);
   process.exit(0);

@@ -114,8 +114,8 @@ class TestDefaults:
 class TestUpstream:
     def test_a_command_makes_it_stdio_and_a_url_makes_it_http(self) -> None:
         stdio, http = upstream(command="a", args=["b"]), upstream(url="http://127.0.0.1:3000/mcp")
-        assert (stdio.transport, stdio.command_line) == ("stdio", ("a", "b"))
-        assert (http.transport, http.command_line) == ("http", ())
+        assert (stdio.kind, stdio.command_line) == ("stdio", ("a", "b"))
+        assert (http.kind, http.command_line) == ("http", ())
 
     @pytest.mark.parametrize(
         ("settings", "message"),

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 
-from mcpdiag.config import PoolLimits, ProxyConfig, Timeouts, UpstreamConfig
+from mcpdiag.config import PoolLimits, ProxyConfig, ReconnectPolicy, Timeouts, UpstreamConfig
 from mcpdiag.config.load import load, to_public
 from mcpdiag.config.mistakes import SETTINGS, UPSTREAM, found, leaves
 from mcpdiag.errors import ConfigError
@@ -126,7 +126,7 @@ class TestMcpServers:
     @pytest.mark.parametrize("key", ["mcpServers", "servers"])
     def test_both_spellings_of_the_key_are_read(self, key: str) -> None:
         config = read(servers({"a": {"command": "x", "args": ["y"]}, "b": {"url": "http://h"}}, key=key))
-        assert {name: upstream.transport for name, upstream in config.upstreams.items()} == {
+        assert {name: upstream.kind for name, upstream in config.upstreams.items()} == {
             "a": "stdio",
             "b": "http",
         }
@@ -163,17 +163,23 @@ class TestMcpServers:
         )
 
     @pytest.mark.parametrize("key", ["type", "transport"])
-    def test_sse_is_refused_with_what_to_do(self, key: str) -> None:
-        assert problems(servers({"a": {key: "sse", "url": "http://h/sse"}})) == [
-            (
-                f'servers.json: mcpServers.a.{key}: found "sse"; legacy HTTP+SSE upstreams are not supported yet; '
-                'use the server\'s Streamable HTTP URL with "http"'
-            )
+    @pytest.mark.parametrize(
+        ("kind", "transport"),
+        [("sse", "sse"), ("SSE", "sse"), ("http", "http"), ("streamable-http", "http"), ("stdio", "auto")],
+    )
+    def test_the_type_of_a_url_is_its_transport(self, key: str, kind: str, transport: str) -> None:
+        upstream = read(servers({"a": {key: kind, "url": "http://h/sse"}})).upstreams["a"]
+        assert (upstream.kind, upstream.transport) == ("http", transport)
+
+    @pytest.mark.parametrize("key", ["type", "transport"])
+    def test_sse_beside_a_command_is_a_mistake_at_the_key_as_it_is_written(self, key: str) -> None:
+        assert problems(servers({"a": {key: "sse", "command": "x"}})) == [
+            f"servers.json: mcpServers.a.{key}: found it without 'url', which it goes with; remove it"
         ]
 
     def test_an_unknown_type_names_the_known_ones(self) -> None:
         assert problems(servers({"a": {"type": "ws", "command": "x"}})) == [
-            'servers.json: mcpServers.a.type: found "ws"; allowed: "stdio", "http" or "streamable-http"'
+            'servers.json: mcpServers.a.type: found "ws"; allowed: "stdio", "http", "streamable-http" or "sse"'
         ]
 
     def test_a_file_of_variables_is_refused_because_it_would_not_be_read(self) -> None:
@@ -214,6 +220,95 @@ class TestFolder:
             r"servers\.json: mcpServers\.a\.cwd: found .*; allowed: a folder that exists",
             problems(servers({"a": {"command": "x", "cwd": cwd}}))[0],
         )
+
+
+class TestHttp:
+    """What only an HTTP upstream has."""
+
+    @pytest.mark.parametrize("name", ["deep/a.toml", "deep/a.json"])
+    def test_paths_of_tls_are_relative_to_the_file(self, name: str, folder: Path) -> None:
+        (folder / "deep").mkdir()
+        files = {"tls_ca": "ca.pem", "tls_cert": "cert.pem", "tls_key": "key.pem"}
+        for file in files.values():
+            (folder / "deep" / file).touch()
+        server = {"url": "https://h", **files}
+        lines = "".join(f"{key} = '{value}'\n" for key, value in server.items())
+        path = (
+            write(name, f"[upstreams.a]\n{lines}") if name.endswith("toml") else servers({"a": server}, name)
+        )
+        upstream = read(path).upstreams["a"]
+        for key, file in files.items():
+            assert getattr(upstream, key).resolve() == (folder / "deep" / file).resolve()
+
+    @pytest.mark.parametrize("field", ["tls_ca", "tls_cert", "tls_key"])
+    @pytest.mark.parametrize("path", ["nowhere.pem", ".", "a\0b"])
+    def test_a_file_that_does_not_exist_is_a_mistake(self, field: str, path: str) -> None:
+        cert = {"tls_cert": __file__} if field == "tls_key" else {}
+        (problem,) = problems(servers({"a": {"url": "https://h", **cert, field: path}}))
+        assert re.fullmatch(
+            rf"servers\.json: mcpServers\.a\.{field}: found .*; allowed: a file that exists", problem
+        )
+
+    @pytest.mark.parametrize(
+        ("server", "problem"),
+        [
+            (
+                "url = 'http://h'\ntls_verify = false",
+                "tls_verify: found it beside an http:// URL, which has no TLS; remove it, or use https://",
+            ),
+            (
+                "url = 'http://h'\nhttp_client = 'httpx'\nhttp2 = true",
+                "http2: found it beside an http:// URL, which has no TLS; remove it, or use https://",
+            ),
+            (
+                f"url = 'https://h'\ntls_key = '{__file__}'",
+                "tls_key: found it without 'tls_cert', which it goes with; remove it, or give the certificate",
+            ),
+            (
+                f"url = 'https://h'\ntls_ca = '{__file__}'\ntls_verify = false",
+                "tls_ca: found it beside tls_verify = false, which trusts everybody; remove one of them",
+            ),
+            (
+                "url = 'https://h'\nhttp2 = true",
+                'http2: found it without http_client = "httpx", which it goes with; set that, or remove it',
+            ),
+            (
+                "url = 'http://h'\nproxy = 'http://p'",
+                'proxy: found it without http_client = "httpx", which it goes with; set that, or remove it',
+            ),
+            (
+                "url = 'http://h'\nhttp_client = 'httpx'\nproxy = 'p:3128'",
+                "proxy: found something else than the URL of a proxy; allowed: http://, https:// or socks5://",
+            ),
+            (
+                "url = 'https://h'\ntls_verify = 'no way'",
+                'tls_verify: found "no way"; allowed: true or false',
+            ),
+            (
+                "url = 'http://h'\nhttp_client = 'curl'",
+                'http_client: found "curl"; allowed: "own" or "httpx"',
+            ),
+            ("url = 'http://h'\ntransport = 'ws'", 'transport: found "ws"; allowed: "auto", "http" or "sse"'),
+            (
+                "command = 'x'\nhttp_client = 'httpx'",
+                "http_client: found it without 'url', which it goes with; remove it",
+            ),
+            (
+                "command = 'x'\ntransport = 'sse'",
+                "transport: found it without 'url', which it goes with; remove it",
+            ),
+        ],
+    )
+    def test_what_does_not_go_together_is_one_mistake(self, server: str, problem: str) -> None:
+        assert problems(write("a.toml", f"[upstreams.a]\n{server}")) == [f"a.toml: upstreams.a.{problem}"]
+
+    def test_a_command_of_a_stronger_source_takes_all_of_it_back(self) -> None:
+        toml = write(
+            "a.toml",
+            "[upstreams.a]\nurl = 'https://h'\ntransport = 'sse'\ntls_verify = false\nhttp_client = 'httpx'\n"
+            "http2 = true\nproxy = 'http://p'",
+        )
+        assert read(toml, upstreams={"a": {"command": "x"}}).upstreams["a"] == UpstreamConfig(command="x")
 
 
 class TestStrength:
@@ -782,6 +877,13 @@ class TestSecrets:
             ("", {"MCPDIAG_TOKENN": SECRET}),
             ("", {"MCPDIAG_UPSTREAMS__DEMO__HEADERS__A": SECRET}),
             ("", {"MCPDIAG_UPSTREAMS__DEMO__ENVV__A": SECRET}),
+            (f"[upstreams.a]\nurl = 'http://h'\nproxy = 'http://me:{SECRET}@h'", {}),
+            (f"[upstreams.a]\nurl = 'http://h'\nhttp_client = 'httpx'\nproxy = 'ftp://me:{SECRET}@h'", {}),
+            (
+                f"[upstreams.a]\nurl = 'http://h'\nhttp_client = 'httpx'\nproxy = 'http://me:{SECRET}@h:no'",
+                {},
+            ),
+            (f"[upstreams.a]\nurl = 'http://h'\nhttp_client = 'httpx'\nproxy = ['{SECRET}']", {}),
             (f"[upstreams.a]\nurl = 'http://me:{SECRET}@h'", {}),
             (f"[upstreams.a]\nurl = 'me:{SECRET}@h'", {}),
             (f"[upstreams.a]\nurl = 'ftp://h/?key={SECRET}'", {}),
@@ -812,7 +914,8 @@ class TestSecrets:
         toml = write(
             "a.toml",
             f"token = '{SECRET}'\n[upstreams.a]\ncommand = 'x'\nargs = ['--token', '{SECRET}']\nenv = {{A = '{SECRET}'}}\n"
-            "[upstreams.b]\nurl = 'http://h/${S}/mcp?key=${S}'\nheaders = {A = 'Bearer ${S}'}",
+            "[upstreams.b]\nurl = 'http://h/${S}/mcp?key=${S}'\nheaders = {A = 'Bearer ${S}'}\n"
+            "http_client = 'httpx'\nproxy = 'http://me:${S}@h'",
         )
         config = read(toml, environ={"S": SECRET})
         assert config.upstreams["b"].url == f"http://h/{SECRET}/mcp?key={SECRET}"
@@ -824,6 +927,7 @@ class TestSecrets:
         assert public["upstreams"]["a"]["args"] == ["--token", "***"]
         assert public["upstreams"]["b"]["url"] == "http://h/${S}/mcp?***"
         assert public["upstreams"]["b"]["headers"] == {"A": "***"}
+        assert public["upstreams"]["b"]["proxy"] == "***"
 
     def test_the_public_form_has_every_setting_as_plain_json(self, folder: Path) -> None:
         config = read(upstreams={"a": {"command": "x", "cwd": str(folder)}})
@@ -863,9 +967,9 @@ class TestDocument:
 
     def test_its_tables_have_every_setting_with_its_default(self) -> None:
         rows = dict(re.findall(r"^\| `(\w+)` \| (?:`([^|]*)`|-) \|", self.TEXT, re.MULTILINE))
-        models: list[type[BaseModel]] = [ProxyConfig, UpstreamConfig, Timeouts, PoolLimits]
+        models: list[type[BaseModel]] = [ProxyConfig, UpstreamConfig, Timeouts, PoolLimits, ReconnectPolicy]
         fields = {name: (model, field) for model in models for name, field in model.model_fields.items()}
-        for group in ("upstreams", "timeouts", "pool"):
+        for group in ("upstreams", "timeouts", "pool", "reconnect"):
             del fields[group]
         assert rows.keys() == fields.keys()
         needed: dict[type[BaseModel], dict[str, object]] = {

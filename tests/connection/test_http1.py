@@ -21,7 +21,7 @@ from anyio.lowlevel import checkpoint
 from anyio.streams.tls import TLSStream
 
 from mcpdiag.connection import dial as dialing
-from mcpdiag.connection.base import Connection
+from mcpdiag.connection.base import Connection, HttpConnection
 from mcpdiag.connection.dial import Origin
 from mcpdiag.connection.http1 import Http1Connection
 from mcpdiag.errors import ConnectError, UpstreamClosed, UpstreamProtocolError
@@ -176,7 +176,7 @@ async def healthy_once_readable(connection: Http1Connection) -> bool:
     return connection.healthy
 
 
-async def exchange(connection: Http1Connection, head: bytes = HEAD, body: bytes = BODY) -> tuple[int, bytes]:
+async def exchange(connection: HttpConnection, head: bytes = HEAD, body: bytes = BODY) -> tuple[int, bytes]:
     response = await connection.send(head, body)
     return response.status, await response.body()
 

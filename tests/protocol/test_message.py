@@ -28,6 +28,7 @@ from mcpdiag.protocol.message import (
     one_line,
     progress_token,
     quoted,
+    target_of,
     text_member,
     with_member,
     with_progress_token,
@@ -423,3 +424,21 @@ def test_long_texts_are_quoted_but_not_kept() -> None:
     assert module._quoted_short.cache_info().currsize == 0
     assert quoted("tools/call") == b'"tools/call"'
     assert module._quoted_short.cache_info().currsize == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "target"),
+    [
+        ("tools/call", b'{"arguments":{"name":"inner"},"name":"echo"}', "echo"),
+        ("tools/call", b'{"name":5}', ""),
+        ("tools/call", b'{"uri":7,"name":"echo"}', "echo"),
+        ("tools/call", b"[1]", ""),
+        ("tools/call", b"", ""),
+        ("prompts/get", b'{"name":"p"}', "p"),
+        ("resources/read", b'{"name":"n","uri":"test://x"}', "test://x"),
+        ("resources/list", b"{}", ""),
+        ("tools/list", b'{"name":"x"}', ""),
+    ],
+)
+def test_what_a_request_names(method: str, params: bytes, target: str) -> None:
+    assert target_of(method, params) == target

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shlex
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
@@ -15,7 +16,9 @@ import pytest
 from mcpdiag.config import UpstreamConfig
 from mcpdiag.hooks import NO_HOOK
 from mcpdiag.protocol.message import decode
+from mcpdiag.protocol.sse import Event
 from mcpdiag.proxy import forward
+from mcpdiag.proxy.request import Reply
 from mcpdiag.proxy.session import Session
 from mcpdiag.serve import Proxy
 from mcpdiag.upstream.base import INBOX_BYTES, INBOX_MESSAGES, Answer, Exchange
@@ -44,7 +47,7 @@ def call_of(client: Client, tool: str, request_id: Any = None, token: Any = None
 
 
 def messages_in(text: str) -> list[Json]:
-    return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+    return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ") and line[6:]]
 
 
 @asynccontextmanager
@@ -109,6 +112,12 @@ async def test_keep_alives_flow_between_messages_and_on_listening_streams() -> N
             await until(lambda: stream.comments >= 2)
 
 
+async def test_a_slow_initialize_is_never_a_stream_without_a_session_id() -> None:
+    late = ["sh", "-c", f"sleep 0.5; exec {shlex.join(SERVER)}"]
+    async with proxied(late, keepalive_interval=0.1) as proxy, Client.session(proxy.url) as client:
+        assert await client.say("echo", text="x") == "x"
+
+
 async def test_an_http_servers_silence_is_not_turned_into_a_stream() -> None:
     """It may still answer with a status of its own."""
     async with through("http", keepalive_interval=0.05) as (_, client, server):
@@ -133,9 +142,9 @@ STATUSES: list[tuple[int, str, Json]] = [
     (401, "", {"www-authenticate": 'Bearer resource_metadata="https://as.example/x"'}),
     (403, '{"jsonrpc":"2.0","id":null,"error":{"code":-1,"message":"scope"}}', {}),
     (400, '{"jsonrpc":"2.0","id":"i","error":{"code":-32602,"message":"bad"}}', {}),
-    (429, "slow down", {"content-type": "text/plain", "retry-after": "7"}),
+    (429, "slow down", {"content-type": "text/plain", "retry-after": "70"}),
     (500, "<h1>oops</h1>", {"content-type": "text/html; charset=utf-8"}),
-    (503, "", {"retry-after": "1"}),
+    (503, "", {"retry-after": "100"}),
     (404, "gone", {"content-type": "text/plain"}),  # the last one: it ends the session
 ]
 
@@ -166,6 +175,7 @@ async def test_a_refused_initialize_is_relayed_and_leaves_no_session() -> None:
         proxied(server.url) as proxy,
         Client.bare(proxy.url) as client,
     ):
+        server.get_status = 405  # it is no server of HTTP+SSE either
         for status in (401, 404, 500):
             server.refuse_initialize = status
             response = await client.whole(client.message("initialize", {"protocolVersion": "2025-11-25"}))
@@ -211,12 +221,29 @@ async def test_what_is_no_mcp_answer_becomes_a_typed_error() -> None:
 
 
 async def test_a_stream_that_wants_to_be_polled_is_left_open_for_the_client() -> None:
-    """2025-11-25, transports, Sending Messages 6: an event with an id, then the server closes the connection."""
+    """2025-11-25, transports, Sending Messages 6: an event with an id, then the server closes the connection.
+
+    The ids that the client sees are the proxy's, and the proxy fetches the answer in any case.
+    """
     hook = Recorder()
     async with through("http", hook=hook) as (_, client, _):
         response = await client.whole(call_of(client, "poll"))
-        assert response.text == "id: p1\nretry: 10\ndata: \n\n"
-        assert hook.done[-1].outcome == "polling"
+        assert response.text == "id: 1-0\ndata: \n\nid: 1-1\nretry: 10\ndata: \n\n"
+        await until(lambda: hook.done[-1].method == "tools/call")
+        assert hook.done[-1].outcome == "ok"
+        headers = {**client.headers, "last-event-id": "1-1"}
+        rest = await client.http.get(client.url, headers=headers)
+        assert rest.text.startswith("id: 1-2\nevent: message\n")
+        assert text_of(messages_in(rest.text)[0]) == "polled"
+
+
+async def test_a_client_too_old_to_be_polled_just_waits() -> None:
+    async with (
+        HttpFaults() as server,
+        proxied(server.url) as proxy,
+        Client.session(proxy.url, version="2025-06-18") as client,
+    ):
+        assert await client.say("poll") == "polled"
 
 
 async def test_in_a_batch_an_http_servers_refusal_still_answers_its_request() -> None:
@@ -257,49 +284,67 @@ async def test_the_clients_authorization_goes_to_the_server_unless_it_is_for_the
         assert sent["mcp-session-id"] == "server-session-1"
 
 
-async def test_the_listening_stream_of_an_http_server_is_opened_and_closed_with_the_clients() -> None:
-    """Last-Event-ID goes there, events come back with their ids, and a refusal comes as it is."""
+async def test_the_listening_stream_of_an_http_server_is_one_for_the_whole_session() -> None:
+    """It stays open when the client's ends, what comes then waits, and a refusal comes as it is."""
     async with through("http") as (_, client, server):
         assert server is not None
-        client.headers["last-event-id"] = "e7"
+        note = event({"jsonrpc": "2.0", "method": "notifications/message", "params": {}})
+        for _ in range(2):
+            async with client.listen() as stream:
+                await until(lambda: len(server.streams) == 1)
+                server.push(b"id: e8\n" + note)
+                await until(lambda: stream.messages)
+        server.push(note)
         async with client.listen() as stream:
-            await until(lambda: server.streams)
-            (request,) = server.streams
-            assert request.headers["last-event-id"] == "e7"
-            server.push(
-                b"id: e8\n" + event({"jsonrpc": "2.0", "method": "notifications/message", "params": {}})
-            )
             await until(lambda: stream.messages)
-        await until(lambda: not server.streams, "the server's stream is closed too")
+        await client.delete()
+        await until(lambda: not server.streams, "the server's stream is closed with the session")
+    async with through("http") as (_, client, server):
+        assert server is not None
         server.get_status = 405
         response = await client.http.get(client.url, headers=client.headers)
         assert (response.status_code, response.headers["allow"]) == (405, "POST")
 
 
 @on_both_loops
-@pytest.mark.parametrize("end", ["session", "proxy", "server", "garbage"])
-async def test_the_listening_stream_of_an_http_server_ends(
-    end: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """With the session, with the proxy, and with the server's, also if that breaks; never with a traceback."""
+@pytest.mark.parametrize("end", ["session", "proxy"])
+async def test_a_listening_stream_ends(end: str, caplog: pytest.LogCaptureFixture) -> None:
+    """With the session and with the proxy; never with a traceback."""
     async with through("http", drain_timeout=0.5) as (proxy, client, server):
+        assert server is not None
+        async with client.listen() as stream:
+            await until(lambda: server.streams)
+            if end == "session":
+                await client.delete()
+            else:
+                assert proxy._sessions is not None
+                proxy._sessions.close_streams()
+            await until(lambda: stream.ended)
+        await until(lambda: open_streams(proxy) == 0)
+    assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
+
+
+@on_both_loops
+@pytest.mark.parametrize("end", ["closed", "garbage"])
+async def test_a_client_does_not_notice_that_the_servers_listening_stream_broke(end: str) -> None:
+    hook = Recorder()
+    async with through("http", hook=hook) as (_, client, server):
         assert server is not None
         if end == "garbage":
             server.get_headers = {"transfer-encoding": "chunked"}
         async with client.listen() as stream:
             await until(lambda: server.streams)
-            if end == "session":
-                await client.delete()
-            elif end == "proxy":
-                assert proxy._sessions is not None
-                proxy._sessions.close_streams()
-            elif end == "server":
-                server.streams[0].writer.close()
+            first = server.streams[0]
+            if end == "closed":
+                first.writer.close()
             else:
                 server.push(b"zz\r\n")
-            await until(lambda: stream.ended)
-        await until(lambda: open_streams(proxy) == 0)
-    assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
+            server.get_headers = {}
+            await until(lambda: server.streams and server.streams[0] is not first)
+            server.push(event({"jsonrpc": "2.0", "method": "notifications/message", "params": {}}))
+            await until(lambda: stream.messages)
+        assert hook.happened("reconnect_attempt")[0].attempt == 1
+        assert hook.happened("reconnect_ok")
 
 
 # -- requests of the server ---------------------------------------------------------------------------------------
@@ -613,7 +658,7 @@ async def run(upstream: FakeUpstream) -> tuple[Exchange, list[Json]]:
     message = decode(b'{"jsonrpc":"2.0","id":"my-id","method":"ping"}')
     exchange = Exchange(message, session.client, "up", upstream.config.timeouts)
     with anyio.fail_after(5):
-        await forward.run(session, exchange, forward.Reply(send, []), NO_HOOK)
+        await forward.run(session, exchange, Reply(send, []), NO_HOOK)
     assert not session.calls
     assert not sent[-1]["more_body"]
     return exchange, sent
@@ -643,8 +688,8 @@ async def test_a_failure_of_our_own_is_still_an_answer(caplog: pytest.LogCapture
 
 
 async def test_a_failure_of_our_own_in_a_stream_is_its_last_event() -> None:
-    async def events() -> AsyncIterator[bytes]:
-        yield b"data: 1\n\n"
+    async def events() -> AsyncIterator[Event]:
+        yield Event(b"1")
         raise RuntimeError("a bug")
 
     async def stream(exchange: Exchange) -> Answer:

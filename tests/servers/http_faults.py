@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -48,11 +49,13 @@ def event(message: Json) -> bytes:
 
 
 class HttpFaults:
-    """Every tool is a way to answer. `requests` holds what came, in order."""
+    """Every tool is a way to answer. `requests` holds what came, in order; `tls` makes it an https server."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.tls = tls
         self.requests: list[Request] = []
         self.streams: list[Request] = []  # open GETs
+        self.polled = b""  # the answer to `poll`, for who comes back
         self.sessions: set[str] = set()
         self.answers: dict[Any, asyncio.Future[Json]] = {}
         self.refuse_initialize = 0  # the status to refuse it with
@@ -73,7 +76,7 @@ class HttpFaults:
 
     async def start(self, port: int = 0) -> None:
         """Accept connections."""
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", port)
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", port, ssl=self.tls)
 
     async def stop(self) -> None:
         """Accept none and drop all that are open."""
@@ -86,7 +89,8 @@ class HttpFaults:
     @property
     def url(self) -> str:
         assert self._server is not None
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/mcp"
+        scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/mcp"
 
     def posted(self, method: str) -> list[Json]:
         """The messages with this method, in the order in which they came."""
@@ -195,6 +199,10 @@ class HttpFaults:
         if self.get_status != 200:
             return await self._write(request, head(self.get_status, {"content-length": 0, "allow": "POST"}))
         fields = {"content-type": "text/event-stream", **self.get_headers}
+        if request.headers.get("last-event-id") == "p1":  # of `poll`
+            return await self._write(
+                request, head(200, {**fields, "connection": "close"}), b"id: p2\n", self.polled
+            )
         await self._write(request, head(200, fields))
         self.streams.append(request)
         try:
@@ -307,6 +315,7 @@ class HttpFaults:
 
     async def tool_poll(self, request: Request, reader: asyncio.StreamReader) -> bool:
         """A priming event with an id, then the end of the connection: the client is to come back for the answer."""
+        self.polled = event(answer_to(request, "polled"))
         await self._stream(request, b"id: p1\nretry: 10\ndata: \n\n")
         return False
 

@@ -51,7 +51,7 @@ def exchange(line: bytes = CALL, clock: Now | None = None, timeouts: Timeouts = 
 
 
 async def test_messages_come_out_in_order_and_then_the_end_for_ever() -> None:
-    inbox = Inbox(0.0)
+    inbox = Inbox()
     assert inbox.put(b"1")
     assert inbox.put(b"2")
     inbox.close()
@@ -59,11 +59,11 @@ async def test_messages_come_out_in_order_and_then_the_end_for_ever() -> None:
     assert [await inbox.get() for _ in range(4)] == [b"1", b"2", b"", b""]
 
 
-async def test_a_reader_waits_for_a_message_a_nudge_or_the_end() -> None:
-    inbox, got = Inbox(0.0), list[bytes | None]()
+async def test_a_reader_waits_for_a_message_or_the_end() -> None:
+    inbox, got = Inbox(), list[bytes]()
 
     async def read() -> None:
-        while (data := await inbox.get()) != b"":
+        while data := await inbox.get():
             got.append(data)
 
     with anyio.fail_after(10):
@@ -73,22 +73,12 @@ async def test_a_reader_waits_for_a_message_a_nudge_or_the_end() -> None:
             inbox.put(b"1")
             await anyio.wait_all_tasks_blocked()
             assert got == [b"1"]
-            inbox.nudge()
-            await anyio.wait_all_tasks_blocked()
-            assert got == [b"1", None]
             inbox.close()
-    assert got == [b"1", None]
-
-
-async def test_a_nudge_comes_after_what_is_there_already() -> None:
-    inbox = Inbox(0.0)
-    inbox.nudge()
-    inbox.put(b"1")
-    assert [await inbox.get(), await inbox.get()] == [b"1", None]
+    assert got == [b"1"]
 
 
 async def test_a_cancelled_reader_takes_nothing_along() -> None:
-    inbox = Inbox(0.0)
+    inbox = Inbox()
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(inbox.get)
@@ -99,7 +89,7 @@ async def test_a_cancelled_reader_takes_nothing_along() -> None:
 
 
 async def test_it_holds_a_thousand_messages_and_has_room_again_when_one_is_read() -> None:
-    inbox = Inbox(0.0)
+    inbox = Inbox()
     assert all(inbox.put(b"x") for _ in range(INBOX_MESSAGES))
     assert not inbox.put(b"x")
     await inbox.get()
@@ -109,7 +99,7 @@ async def test_it_holds_a_thousand_messages_and_has_room_again_when_one_is_read(
 
 
 async def test_it_holds_16_mib_but_a_single_message_may_be_longer() -> None:
-    inbox = Inbox(0.0)
+    inbox = Inbox()
     assert inbox.put(b"x" * (INBOX_BYTES - 1))
     assert inbox.put(b"x")
     assert not inbox.put(b"x")
@@ -122,7 +112,7 @@ async def test_it_holds_16_mib_but_a_single_message_may_be_longer() -> None:
 
 
 async def test_what_comes_before_a_stream_opens_waits_for_it() -> None:
-    client, stream = Client("a"), Inbox(0.0)
+    client, stream = Client("a"), Inbox()
     listening = [client.listening]
     assert client.push(b"1")
     client.attach(stream)
@@ -133,7 +123,7 @@ async def test_what_comes_before_a_stream_opens_waits_for_it() -> None:
 
 
 async def test_the_newest_stream_gets_the_messages_and_a_closed_one_hands_on_what_it_holds() -> None:
-    client, old, new = Client("a"), Inbox(0.0), Inbox(0.0)
+    client, old, new = Client("a"), Inbox(), Inbox()
     client.attach(old)
     client.attach(new)
     client.push(b"1")
@@ -145,7 +135,7 @@ async def test_the_newest_stream_gets_the_messages_and_a_closed_one_hands_on_wha
 
 
 async def test_what_the_next_stream_has_no_room_for_is_told() -> None:
-    client, old, new = Client("a"), Inbox(0.0), Inbox(0.0)
+    client, old, new = Client("a"), Inbox(), Inbox()
     client.attach(new)
     client.attach(old)
     for _ in range(3):
@@ -263,7 +253,6 @@ async def test_the_limit_moves_with_the_phase_and_never_beyond_the_deadline() ->
     clock.at = 107.0
     moving.heard()
     assert moving.scope.deadline == 110.0
-    assert moving.inbox.touched_at == 107.0
 
 
 async def test_the_first_sign_of_an_answer_is_timed_once() -> None:

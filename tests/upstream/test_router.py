@@ -65,7 +65,7 @@ def client(name: str = "a", *capabilities: str) -> Client:
 
 
 def listening(listener: Client) -> Inbox:
-    inbox = Inbox(0.0)
+    inbox = Inbox()
     listener.attach(inbox)
     return inbox
 

@@ -1,0 +1,234 @@
+"""Two results side by side: how large each difference is, whether it is more than noise, whether it is too much."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from statistics import median
+from typing import Final
+
+import msgspec
+
+from mcpdiag.bench.result import Cell, Result
+from mcpdiag.bench.significance import ALPHA, least_p, p_values
+from mcpdiag.bench.statistics import LEAST, Estimate, ratio
+from mcpdiag.config.mistakes import close_to, found
+from mcpdiag.errors import ConfigError
+
+LOWER_IS_BETTER: Final = {"p50": "p50_ms", "p95": "p95_ms", "rss": "rss_bytes"}
+METRICS: Final = {"throughput": "throughput_rps", **LOWER_IS_BETTER}
+_LIKE: Final = ("era", "pool_mode", "max_connections", "warmup_s")
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric of one cell in both results. `ratio` is new over base; `p` counts all comparisons made (docs/bench.md)."""
+
+    cell: str
+    metric: str
+    base: float
+    new: float
+    ratio: Estimate
+    p: float
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse` or `not significant`."""
+        if self.p > ALPHA or self.ratio.value == 1:
+            return "not significant"
+        up_is_worse = self.metric in LOWER_IS_BETTER
+        return "worse" if (self.ratio.value > 1) == up_is_worse else "better"
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """All differences, and how many repetitions they rest on."""
+
+    differences: tuple[Difference, ...]
+    base_repetitions: int
+    new_repetitions: int
+    base_failed: int = 0  # calls of the cells that both have
+    new_failed: int = 0
+
+    @property
+    def significant(self) -> list[Difference]:
+        return [each for each in self.differences if each.verdict != "not significant"]
+
+    @property
+    def can_tell(self) -> bool:
+        """Whether so few repetitions can show a difference at all."""
+        return least_p(self.base_repetitions, self.new_repetitions) <= ALPHA
+
+
+def unlike(base: Result, new: Result) -> list[str]:
+    """Why the two should not be compared."""
+    reasons = []
+    if base.environment.machine != new.environment.machine:
+        reasons.append(
+            f"the machines differ: {base.environment.machine} ({base.environment.cpu}) "
+            f"and {new.environment.machine} ({new.environment.cpu})"
+        )
+    if base.workload.digest != new.workload.digest:
+        reasons.append(f"the workloads differ: {base.workload.shown} and {new.workload.shown}")
+    if base.target.kind != new.target.kind:
+        reasons.append(f"the targets differ: {base.target.shown} and {new.target.shown}")
+    for name in _LIKE:
+        before, after = getattr(base.config, name), getattr(new.config, name)
+        if before != after:
+            reasons.append(f"{name} differs: {before} and {after}")
+    return reasons
+
+
+def compare(base: Result, new: Result, *, force: bool = False, seed: int = 1) -> Comparison:
+    """Every metric of every cell that both results have.
+
+    Raises:
+        ConfigError: they are unlike and `force` is not set, or have no cell with repetitions in common.
+    """
+    reasons = unlike(base, new)
+    if reasons and not force:
+        raise ConfigError([f"refused to compare: {each} (--force compares all the same)" for each in reasons])
+    pairs = [
+        (before, after)
+        for before in base.cells
+        if (after := new.cell(before.transport, before.reuse, before.clients)) is not None
+    ]
+    sizes = [min((len(c.repetitions) for c in side), default=0) for side in zip(*pairs, strict=True)]
+    if not pairs or min(sizes) < 2:
+        raise ConfigError(
+            ["refused to compare: the results have no cell in common with two repetitions in each"]
+        )
+    rows = [
+        (before, metric, before.values(field)[: sizes[0]], after.values(field)[: sizes[1]])
+        for before, after in pairs
+        for metric, field in METRICS.items()
+        if _has(metric, before.values(field), after.values(field))
+    ]
+    chances = p_values([(before, after) for _, _, before, after in rows], seed=seed)
+    differences = tuple(
+        _difference(cell, metric, before, after, p, seed)
+        for (cell, metric, before, after), p in zip(rows, chances, strict=True)
+    )
+    failed = [sum(cell.failed for cell in side) for side in zip(*pairs, strict=True)]
+    return Comparison(
+        differences=differences,
+        base_repetitions=sizes[0],
+        new_repetitions=sizes[1],
+        base_failed=failed[0],
+        new_failed=failed[1],
+    )
+
+
+def _has(metric: str, base: list[float], new: list[float]) -> bool:
+    """Whether both sides have the metric: where every call of a round failed, there is only a throughput, of 0."""
+    return any(base + new) if metric == "throughput" else all(base + new)
+
+
+def _difference(
+    cell: Cell, metric: str, base: list[float], new: list[float], p: float, seed: int
+) -> Difference:
+    return Difference(
+        cell=cell.name,
+        metric=metric,
+        base=median(base),
+        new=median(new),
+        ratio=ratio(new, base, seed=seed),
+        p=p,
+    )
+
+
+def parse_limits(text: str, where: str = "--max-regression") -> dict[str, float]:
+    """`p95=5%,throughput=5%,rss=10%` as shares.
+
+    Raises:
+        ConfigError: one line for each mistake.
+    """
+    limits: dict[str, float] = {}
+    problems = []
+    for part in filter(None, (each.strip() for each in text.split(","))):
+        name, _, value = part.partition("=")
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value.strip())
+        if name not in METRICS:
+            near = close_to(name, list(METRICS))
+            hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(METRICS)}"
+            problems.append(f"{where}: found {found(name)}; {hint}")
+        elif match is None:
+            problems.append(f"{where}: {name}: found {found(value)}; allowed: a percentage such as 5%")
+        elif name in limits:
+            problems.append(f"{where}: {name}: found it twice; remove one of them")
+        else:
+            limits[name] = float(match[1]) / 100
+    if not limits and not problems:
+        problems.append(f"{where}: found nothing; allowed: METRIC=PERCENT with {', '.join(METRICS)}")
+    if problems:
+        raise ConfigError(problems)
+    return limits
+
+
+def regressions(comparison: Comparison, limits: Mapping[str, float]) -> list[Difference]:
+    """What got worse by more than is allowed, with the whole of its interval.
+
+    Raises:
+        ConfigError: there are too few repetitions for an interval.
+    """
+    least = min(comparison.base_repetitions, comparison.new_repetitions)
+    if least < LEAST:
+        raise ConfigError(
+            [f"--max-regression: found {least} repetitions; at least {LEAST} are needed for an interval"]
+        )
+    return [
+        each
+        for each in comparison.differences
+        if each.metric in limits and _too_much(each, limits[each.metric])
+    ]
+
+
+def _too_much(each: Difference, limit: float) -> bool:
+    if each.metric in LOWER_IS_BETTER:
+        return each.ratio.low > 1 + limit
+    return each.ratio.high < 1 - limit
+
+
+def within(each: Difference, limit: float) -> bool:
+    """Whether all of the interval is inside what is allowed."""
+    if each.metric in LOWER_IS_BETTER:
+        return each.ratio.high <= 1 + limit
+    return each.ratio.low >= 1 - limit
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """What the comparison says."""
+    said = _significance(comparison)
+    if comparison.base_failed or comparison.new_failed:
+        said.append(f"Failed calls: {comparison.base_failed:,} in base, {comparison.new_failed:,} in new.")
+    return said
+
+
+def _significance(comparison: Comparison) -> list[str]:
+    significant = comparison.significant
+    count = f"{comparison.base_repetitions} and {comparison.new_repetitions} repetitions"
+    if not comparison.can_tell:
+        return [
+            (
+                f"Not significant: {count} cannot show a difference (the least p is "
+                f"{least_p(comparison.base_repetitions, comparison.new_repetitions):.2f}); run with --repeat 5 or more."
+            )
+        ]
+    if not significant:
+        return [
+            f"Not significant: no difference beyond noise in {len(comparison.differences)} comparisons ({count})."
+        ]
+    said = []
+    for verdict in ("worse", "better"):
+        those = [each for each in significant if each.verdict == verdict]
+        if those:
+            largest = max(those, key=lambda each: abs(each.ratio.value - 1))
+            said.append(
+                f"{len(those)} of {len(comparison.differences)} comparisons are significantly {verdict}; the largest: "
+                f"{largest.metric} of {largest.cell}, {change(largest.ratio)}."
+            )
+    return said
+
+
+def change(estimate: Estimate) -> str:
+    """`+10.2 % (+8.1 to +12.0)`."""
+    value, low, high = (100 * (each - 1) for each in (estimate.value, estimate.low, estimate.high))
+    return f"{value:+.1f} % ({low:+.1f} to {high:+.1f})"

@@ -1,0 +1,182 @@
+"""A result for people and for other programs: rows, sentences, Markdown, CSV, JUnit."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from statistics import median
+from typing import Final
+from xml.etree.ElementTree import Element, SubElement, tostring  # only written, never parsed
+
+from mcpdiag.bench.result import Cell, Result
+
+HEADINGS: Final = (
+    "server", "clients", "reuse", "req/s", "p50 ms", "p95 ms", "p99 ms", "max ms", "errors", "RSS MB", "reuse gives",
+)  # fmt: skip
+WIDTH: Final = 100
+
+
+def rows(result: Result) -> list[tuple[str, ...]]:
+    """A row a cell, below `HEADINGS`: medians of the repetitions, the largest max, errors of all together.
+
+    RSS is that of the proxy and of its children.
+    """
+    found = []
+    for cell in result.cells:
+        own, children = (max(getattr(r.memory, n) for r in cell.repetitions) / 1e6 for n in _MEMORY)
+        gives = (
+            next((p.ratio for p in result.pairs if _is_throughput(p, cell)), None)
+            if cell.reuse == "on"
+            else None
+        )
+        found.append(
+            (
+                cell.transport,
+                f"{cell.clients}",
+                cell.reuse,
+                _number(median(cell.values("throughput_rps"))),
+                *(_number(median(cell.values(name))) for name in ("p50_ms", "p95_ms", "p99_ms")),
+                _number(max(cell.values("max_ms"))),
+                f"{cell.failed}",
+                f"{own:.0f}+{children:.0f}",
+                "" if gives is None else gives.shown("x"),
+            )
+        )
+    return found
+
+
+_MEMORY: Final = ("rss_bytes", "children_rss_bytes")
+
+
+def _is_throughput(pair: object, cell: Cell) -> bool:
+    key = ("transport", "clients", "metric")
+    return tuple(getattr(pair, name) for name in key) == (cell.transport, cell.clients, "throughput_rps")
+
+
+def _number(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def plain(headings: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table in plain text, the first column to the left."""
+    widths = [max(len(row[at]) for row in (headings, *body)) for at in range(len(headings))]
+    lines = []
+    for row in (headings, *body):
+        cells = [
+            text.ljust(w) if at == 0 else text.rjust(w)
+            for at, (text, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def sentences(result: Result) -> list[str]:
+    """What the numbers mean, and what speaks against trusting them."""
+    said = []
+    largest = max((cell.clients for cell in result.cells), default=0)
+    gives = [
+        f"{p.ratio.shown('x')} over {p.transport}"
+        for p in result.pairs
+        if p.metric == "throughput_rps" and p.clients == largest
+    ]
+    if gives:
+        said.append(
+            f"Reusing connections gives {' and '.join(gives)} at {largest} clients (in brackets the 95 % interval)."
+        )
+    exchanges = sum(each.isolation.exchanges for each in result.isolation)
+    said.extend(
+        f"CROSS-TALK over {each.transport}, reuse {each.reuse}: {each.isolation.foreign} messages reached the "
+        f"wrong client; {each.isolation.evidence}"
+        for each in result.crossed
+    )
+    unknown = [each for each in result.isolation if each.isolation.verdict == "inconclusive"]
+    if result.isolation and not result.crossed and not unknown:
+        by = (
+            ""
+            if all(each.isolation.by == "arguments" for each in result.isolation)
+            else " (by request ids only)"
+        )
+        said.append(f"No cross-talk seen in {exchanges:,} exchanges of two marked clients{by}.")
+    said.extend(
+        f"No isolation verdict over {each.transport}, reuse {each.reuse}: {each.isolation.evidence}"
+        for each in unknown
+    )
+    failed = sum(cell.failed for cell in result.cells)
+    if failed:
+        first = next((r.first_error for c in result.cells for r in c.repetitions if r.first_error), "")
+        said.append(f"{failed:,} calls failed; the first: {first}")
+    said += [
+        f"Saturated generator in {name}: {why}; read the numbers as a lower bound."
+        for name, why in saturated(result)
+    ]
+    if not result.complete:
+        said.append("Interrupted: the numbers are of what was measured until then.")
+    return said
+
+
+def saturated(result: Result) -> list[tuple[str, str]]:
+    """The cells in most of whose repetitions the generator did not keep up, and the first reason."""
+    found = []
+    for cell in result.cells:
+        reasons = [each.saturated for each in cell.repetitions if each.saturated]
+        if 2 * len(reasons) > len(cell.repetitions):
+            found.append((cell.name, reasons[0]))
+    return found
+
+
+def markdown(result: Result) -> str:
+    """The table and the sentences as Markdown."""
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" + "|--:" * (len(HEADINGS) - 1) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows(result)]
+    return "\n".join([*lines, "", *sentences(result)]) + "\n"
+
+
+def comma_separated(result: Result) -> str:
+    """A line a repetition, with full numbers."""
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    metrics = ("throughput_rps", "p50_ms", "p95_ms", "p99_ms", "max_ms")
+    writer.writerow(
+        ["transport", "reuse", "clients", "repetition", "calls", "errors", *metrics, *_MEMORY, "saturated"]
+    )
+    for cell in result.cells:
+        for number, each in enumerate(cell.repetitions):
+            writer.writerow(
+                [
+                    cell.transport,
+                    cell.reuse,
+                    cell.clients,
+                    number,
+                    each.summary.calls,
+                    sum(each.summary.errors.values()),
+                    *(getattr(each.summary, name) for name in metrics),
+                    *(getattr(each.memory, name) for name in _MEMORY),
+                    each.saturated,
+                ]
+            )
+    return sink.getvalue()
+
+
+def junit(result: Result) -> str:
+    """A test case a cell, failed if calls failed, and one a pool, failed at cross-talk."""
+    suite = Element("testsuite", name=f"mcpdiag bench {result.name}")
+    failures = 0
+    for cell in result.cells:
+        took = sum(result.config.seconds for _ in cell.repetitions)
+        case = SubElement(suite, "testcase", classname="bench", name=cell.name, time=f"{took:.3f}")
+        if any(each.summary.errors for each in cell.repetitions):
+            failures += 1
+            first = next((each.first_error for each in cell.repetitions if each.first_error), "calls failed")
+            SubElement(case, "failure", message=first)
+    for verdict in result.isolation:
+        name = f"isolation {verdict.transport} reuse {verdict.reuse}"
+        case = SubElement(suite, "testcase", classname="bench", name=name)
+        if verdict.isolation.verdict == "cross-talk":
+            failures += 1
+            SubElement(case, "failure", message=verdict.isolation.evidence)
+    suite.set("tests", str(len(suite)))
+    suite.set("failures", str(failures))
+    return tostring(suite, encoding="unicode") + "\n"

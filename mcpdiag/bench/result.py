@@ -1,0 +1,198 @@
+"""A result: versioned, written once, with its JSON Schema (docs/bench-result.schema.json)."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from mcpdiag.bench.columns import Lateness
+from mcpdiag.bench.environment import Environment
+from mcpdiag.bench.isolation import Isolation
+from mcpdiag.bench.memory import Memory
+from mcpdiag.bench.statistics import Estimate, Summary
+from mcpdiag.bench.workload import Workload
+from mcpdiag.errors import ConfigError
+
+FORMAT: Final = "mcpdiag.bench/1"
+FILE: Final = "result.json"
+Transport = Literal["stdio", "http"]
+Reuse = Literal["on", "off"]
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """How it was measured. Two results are compared only where this is equal, `seconds` and `repeat` apart."""
+
+    era: Literal["handshake", "stateless"] = "handshake"
+    pool_mode: str
+    max_connections: int
+    clients: tuple[int, ...]
+    transports: tuple[Transport, ...]
+    warmup_s: float
+    seconds: float
+    repeat: int
+    timeout_s: float
+    seed: int
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """The server: `embedded`, or a command or URL as it may be shown."""
+
+    kind: Literal["embedded", "command", "url"]
+    shown: str
+
+
+class Repetition(msgspec.Struct, frozen=True, kw_only=True):
+    """One run. `saturated` is empty, or says why the generator and not the server may have set the pace."""
+
+    summary: Summary
+    memory: Memory = Memory()
+    lateness: Lateness = Lateness()
+    saturated: str = ""
+    sessions_opened: int = 0
+    first_error: str = ""
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """One combination of the matrix, and each of its repetitions, the n-th of all cells from the n-th round."""
+
+    transport: Transport
+    reuse: Reuse
+    clients: Annotated[int, Meta(ge=1)]
+    repetitions: tuple[Repetition, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.transport} x{self.clients} reuse {self.reuse}"
+
+    @property
+    def failed(self) -> int:
+        """Calls that failed, of all repetitions."""
+        return sum(sum(each.summary.errors.values()) for each in self.repetitions)
+
+    def values(self, metric: str) -> list[float]:
+        """A metric of each repetition: `p50_ms`, `p95_ms`, `p99_ms`, `max_ms`, `throughput_rps`, `rss_bytes`."""
+        if metric == "rss_bytes":
+            return [float(each.memory.rss_bytes) for each in self.repetitions]
+        return [float(getattr(each.summary, metric)) for each in self.repetitions]
+
+
+class Pair(msgspec.Struct, frozen=True, kw_only=True):
+    """What reuse gives: a metric with reuse over the same without, by rounds, with its 95 % interval."""
+
+    transport: Transport
+    clients: int
+    metric: Literal["throughput_rps", "p95_ms"]
+    ratio: Estimate
+
+
+class PoolVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether two clients of one pool stayed apart."""
+
+    transport: Transport
+    reuse: Reuse
+    isolation: Isolation
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that one `mcpdiag bench` measured. `complete` is false if it was interrupted."""
+
+    format: Literal["mcpdiag.bench/1"] = FORMAT
+    name: str
+    started_at: str
+    took_s: float
+    complete: bool
+    environment: Environment
+    target: Target
+    workload: Workload
+    config: Config
+    cells: tuple[Cell, ...]
+    pairs: tuple[Pair, ...] = ()
+    isolation: tuple[PoolVerdict, ...] = ()
+
+    def cell(self, transport: str, reuse: str, clients: int) -> Cell | None:
+        """The cell of this combination, if it was measured."""
+        wanted = (transport, reuse, clients)
+        return next((c for c in self.cells if (c.transport, c.reuse, c.clients) == wanted), None)
+
+    @property
+    def crossed(self) -> list[PoolVerdict]:
+        """The pools whose clients heard of each other."""
+        return [each for each in self.isolation if each.isolation.verdict == "cross-talk"]
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a result."""
+    made = msgspec.json.decode(msgspec.json.encode(msgspec.json.schema(Result)))  # no tuples, as in the file
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A result of mcpdiag bench",
+        **made,
+    }
+
+
+def read(path: Path) -> Result:
+    """The result in a file, or in a folder that `mcpdiag bench` has written.
+
+    Raises:
+        ConfigError: there is none, or not one of this version.
+    """
+    file = path / FILE if path.is_dir() else path
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Result)
+    except OSError as error:
+        raise ConfigError(
+            [f"{file}: found no result ({error.strerror}); give the folder that bench printed"]
+        ) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{file}: found no result of {FORMAT}: {error}"]) from None
+
+
+def write(result: Result, folder: Path) -> Path:
+    """Write it into a new folder as result.json, read-only; returns the file.
+
+    Raises:
+        ConfigError: there is one already, or the folder cannot be written.
+    """
+    file = folder / FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with file.open("xb") as sink:
+            sink.write(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+        os.chmod(file, 0o444)  # noqa: PTH101
+    except FileExistsError:
+        raise ConfigError([f"{file}: found a result already; results are never overwritten"]) from None
+    except OSError as error:
+        raise ConfigError([f"{folder}: found a folder that cannot be written ({error.strerror})"]) from None
+    return file
+
+
+def claim(folder: Path) -> None:
+    """Make a folder for one result.
+
+    Raises:
+        ConfigError: there is a result in it already, or it cannot be made.
+    """
+    if (folder / FILE).exists():
+        raise ConfigError([f"{folder / FILE}: found a result already; results are never overwritten"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError([f"{folder}: found a folder that cannot be made ({error.strerror})"]) from None
+
+
+def folder_for(environment: Environment, name: str, root: Path) -> Path:
+    """A folder that does not exist: `<root>/<machine>/NNNN_<commit>_<name>`."""
+    home = root / environment.machine
+    taken = [int(m[1]) for each in home.glob("*_*") if (m := re.match(r"(\d{4,})_", each.name))]
+    commit = environment.commit[:8] or "nocommit"
+    return home / f"{max(taken, default=0) + 1:04}_{commit}_{name}"
+
+
+def publish(file: Path | str) -> None:
+    """Write the JSON Schema where it is published."""
+    Path(file).write_bytes(msgspec.json.format(msgspec.json.encode(schema()), indent=2) + b"\n")

@@ -1,0 +1,85 @@
+"""Which of many comparisons are more than noise: a permutation test that counts how many it makes."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from itertools import combinations, islice
+from statistics import fmean
+from typing import Final
+
+ALPHA: Final = 0.01
+"""How often all comparisons together may find a difference between two runs of the same thing."""
+EXACT: Final = 1000  # ways to split; of more, so many are drawn
+FLOOR: Final = 0.002  # of a standard error in logarithms: below it no machine repeats itself
+Sample = tuple[Sequence[float], Sequence[float]]
+
+
+def p_values(samples: Sequence[Sample], *, seed: int = 1) -> list[float]:
+    """For each comparison, how often chance alone would show one as large anywhere among them.
+
+    The repetitions of base and new are dealt out anew in every way, the same in all comparisons, and the largest
+    studentized difference of logarithms is compared with the one found ("maxT": Westfall and Young, 1993). That holds
+    the rate of false alarms of all comparisons together, however many there are and however they depend on another.
+
+    Args:
+        samples: base and new of each comparison; the n-th repetition of all is of the same round.
+        seed: for drawing splits, where there are too many to try all.
+    """
+    if not samples:
+        return []
+    sizes = {(len(base), len(new)) for base, new in samples}
+    if len(sizes) > 1 or min(min(sizes)) < 2:
+        raise ValueError("all comparisons need the same number of repetitions, at least two")
+    ((size, other),) = sizes
+    pooled = [_Pooled([*base, *new], size) for base, new in samples]
+    found = [each.student(range(size)) for each in pooled]
+    exceeded = [0] * len(samples)
+    total = 0
+    for chosen in _splits(size, other, seed):
+        total += 1
+        largest = max(each.student(chosen) for each in pooled)
+        for at, value in enumerate(found):
+            exceeded[at] += largest >= value - 1e-9
+    return [count / total for count in exceeded]
+
+
+def least_p(base: int, new: int) -> float:
+    """The smallest p value that so many repetitions can give."""
+    return (2 if base == new else 1) / math.comb(base + new, base)
+
+
+def _splits(size: int, other: int, seed: int) -> Iterable[Sequence[int]]:
+    count = size + other
+    if math.comb(count, size) <= EXACT:
+        all_of_them = combinations(range(count), size)
+        # Of equal halves each split comes twice, the second time with its sides exchanged.
+        return islice(all_of_them, math.comb(count, size) // (2 if size == other else 1))
+    chance = random.Random(seed)  # noqa: S311
+    drawn = [chance.sample(range(count), size) for _ in range(EXACT - 1)]
+    return [range(size), *drawn]  # the split that was found is one of them
+
+
+class _Pooled:
+    """The logarithms of both sides together; sums of parts of them are all that a split needs."""
+
+    def __init__(self, values: Sequence[float], size: int) -> None:
+        logs = [math.log(max(value, 1e-9)) for value in values]
+        mean = fmean(logs)
+        self._values = [value - mean for value in logs]  # so that nothing is lost in the squares
+        self._squares = [value * value for value in self._values]
+        self._sum, self._square = sum(self._values), sum(self._squares)
+        self._size, self._other = size, len(values) - size
+
+    def student(self, chosen: Iterable[int]) -> float:
+        """The studentized difference between the chosen ones and the others, without its sign."""
+        values, squares, size, other = self._values, self._squares, self._size, self._other
+        one = square = 0.0
+        for at in chosen:
+            one += values[at]
+            square += squares[at]
+        two = self._sum - one
+        within = (square - one * one / size) / (size - 1) / size
+        within += (self._square - square - two * two / other) / (other - 1) / other
+        return abs(two / other - one / size) / (math.sqrt(max(within, 0.0)) + FLOOR)

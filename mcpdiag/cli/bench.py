@@ -1,0 +1,389 @@
+"""`mcpdiag bench`: how fast a server is, what pooling saves, whether it got slower. `run` is the default."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from typer.core import TyperGroup
+
+from mcpdiag.bench import compare as comparing
+from mcpdiag.bench import gate, report, result
+from mcpdiag.bench.generator import Generator
+from mcpdiag.bench.matrix import repetition_of
+from mcpdiag.bench.result import Config, Result, Transport
+from mcpdiag.bench.session import SessionError
+from mcpdiag.bench.spec import LoadSpec
+from mcpdiag.bench.workload import pick, read
+from mcpdiag.cli.bench_proxies import Target
+from mcpdiag.cli.bench_run import Order, measure
+from mcpdiag.cli.bench_words import COMPARE, METHOD
+from mcpdiag.config.mistakes import found
+from mcpdiag.errors import ConfigError, StartError
+
+FORMATS = ("table", "json", "md", "junit", "csv")
+Tell = Callable[[str, int, int], None]
+
+
+class _RunByDefault(TyperGroup):
+    """`mcpdiag bench -- CMD` and `mcpdiag bench --url U` mean `mcpdiag bench run ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_RunByDefault,
+    help="Honest numbers of an MCP server: load, comparison, gates.",
+    rich_markup_mode="markdown",
+)
+Command = Annotated[
+    list[str] | None, typer.Argument(help="After `--`: the stdio server's command.", show_default=False)
+]
+Url = Annotated[str | None, typer.Option(help="A Streamable HTTP server instead of a command.")]
+Format = Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")]
+WorkloadFile = Annotated[Path | None, typer.Option(help="A .toml file with what to call (docs/bench.md).")]
+
+
+@app.command()
+def run(
+    command: Command = None,
+    url: Url = None,
+    header: Annotated[
+        list[str] | None, typer.Option(help="'Name: value', sent to --url by the proxy; may be repeated.")
+    ] = None,
+    clients: Annotated[str, typer.Option(help="How many at once, with commas.")] = "1,8,32",
+    transports: Annotated[
+        str | None, typer.Option(help="Of the embedded server: stdio,http. [default: both]")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Measured time of each run.")] = 0.4,
+    warmup: Annotated[float, typer.Option(help="Seconds before it that do not count.")] = 0.15,
+    repeat: Annotated[int, typer.Option(help="Rounds; fewer than 5 cannot show a difference.")] = 5,
+    max_connections: Annotated[
+        int | None, typer.Option(help="Of each pool. [default: 1 for the embedded server, else 10]")
+    ] = None,
+    pool_mode: Annotated[
+        str, typer.Option(help="Of a stdio server: request, multiplex or session.")
+    ] = "request",
+    era: Annotated[str, typer.Option(help="handshake, or stateless (2026-07-28).")] = "handshake",
+    workload: WorkloadFile = None,
+    generate_arguments: Annotated[
+        bool, typer.Option(help="Call every tool, with arguments made from its schema.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds until a call has failed.")] = 30.0,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 1,
+    name: Annotated[str, typer.Option(help="Of the result.")] = "matrix",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the result. [default: a new one in mcpdiag-results]")
+    ] = None,
+    format_: Format = "table",
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print the path of the result and nothing else.")
+    ] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Print the method, measure nothing.")] = False,
+) -> None:
+    """Measure {stdio, http} x {pool reuse on, off} x {1, 8, 32 clients} on the embedded server, or on yours.
+
+    Examples:
+
+    `mcpdiag bench`
+
+    `mcpdiag bench -- npx -y @modelcontextprotocol/server-everything`
+
+    `mcpdiag bench --url http://127.0.0.1:3001/mcp --clients 1,8 --workload calls.toml`
+    """
+    if explain:
+        print(METHOD)
+        return
+    target = Target(tuple(command or ()), url or "", tuple(map(_header, header or ())))
+    problems: list[str] = []
+    if command and url:
+        problems.append("--url: found it beside a command after --; allowed: one of them")
+    if header and not url:
+        problems.append("--header: found it without --url, which it goes with; remove it")
+    if workload is not None and generate_arguments:
+        problems.append("--generate-arguments: found it beside --workload; allowed: one of them")
+    if transports is not None and (command or url):
+        problems.append("--transports: found it beside a target, which has one; remove it")
+    if quiet and format_ != "table":
+        problems.append("--quiet: found it beside --format; allowed: one of them")
+    if not name or not all(each.isalnum() or each in "-._" for each in name):
+        problems.append(f"--name: found {found(name)}; allowed: letters, digits, '-', '.' and '_'")
+    config = Config(
+        era=_one_of(problems, "--era", era, ("handshake", "stateless")),
+        pool_mode=_one_of(problems, "--pool-mode", pool_mode, ("request", "multiplex", "session")),
+        max_connections=max_connections or (1 if target.kind == "embedded" else 10),
+        clients=_numbers(problems, clients),
+        transports=_transports(problems, target, transports),
+        warmup_s=_above(problems, "--warmup", warmup, least=True),
+        seconds=_above(problems, "--seconds", seconds),
+        repeat=int(_above(problems, "--repeat", repeat)),
+        timeout_s=_above(problems, "--timeout", timeout),
+        seed=seed,
+    )
+    _one_of(problems, "--format", format_, FORMATS)
+    if max_connections is not None and max_connections < 1:
+        problems.append(f"--max-connections: found {max_connections}; allowed: a whole number, 1 or more")
+    if problems:
+        raise ConfigError(problems)
+    order = Order(target, config, name, workload, generate_arguments, output)
+    with _progress(quiet=quiet or not sys.stderr.isatty()) as tell:
+        outcome = measure(order, tell)
+    if outcome is None:
+        print("mcpdiag: interrupted before anything was measured", file=sys.stderr)
+        raise typer.Exit(130)
+    if quiet:
+        print(outcome.folder)
+    else:
+        _show(outcome.result, outcome.folder, format_)
+    if outcome.interrupted:
+        raise typer.Exit(130)
+    if outcome.result.crossed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def load(
+    command: Command = None,
+    url: Url = None,
+    rate: Annotated[float, typer.Option(help="Calls a second of an open loop; 0 is a closed loop.")] = 0.0,
+    poisson: Annotated[
+        bool, typer.Option("--poisson", help="Random arrivals instead of equal distances.")
+    ] = False,
+    clients: Annotated[int, typer.Option(min=1, help="Calls that can be on their way at once.")] = 8,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Measured time.")] = 10.0,
+    warmup: Annotated[float, typer.Option(min=0, help="Seconds before it that do not count.")] = 1.0,
+    era: Annotated[str, typer.Option(help="handshake, or stateless (2026-07-28).")] = "handshake",
+    workload: WorkloadFile = None,
+    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds until a call has failed.")] = 30.0,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 1,
+) -> None:
+    """Load a server directly, in a closed or an open loop, and print the summary as JSON.
+
+    Example:
+
+    `mcpdiag bench load --url http://127.0.0.1:3001/mcp --rate 500 --poisson`
+    """
+    from mcpdiag.bench.discover import tools_of
+
+    problems: list[str] = []
+    era_ = _one_of(problems, "--era", era, ("handshake", "stateless"))
+    if bool(command) == bool(url):
+        problems.append(
+            f"--url: found {'both' if url else 'neither'} --url and a command; allowed: one of them"
+        )
+    if poisson and not rate:
+        problems.append("--poisson: found it without --rate, which it goes with; remove it")
+    if rate < 0 or rate > 1e6:
+        problems.append(f"--rate: found {rate:g}; allowed: a number from 0 to 1,000,000")
+    if problems:
+        raise ConfigError(problems)
+    server: dict[str, Any] = {
+        "url": url or "",
+        "command": tuple(command or ()),
+        "era": era_,
+        "timeout_s": timeout,
+    }
+    tools = tools_of(LoadSpec(**server), needed=workload is None)
+    calls = pick(tools) if workload is None else read(workload, tools or None)
+    spec = LoadSpec(
+        **server,
+        calls=calls.calls,
+        clients=clients,
+        sessions_per_client=calls.sessions_per_client,
+        session_calls=calls.session_calls,
+        think_time_s=calls.think_time_s,
+        loop="open" if rate else "closed",
+        rate=rate,
+        arrivals="poisson" if poisson else "constant",
+        warmup_s=warmup,
+        seconds=seconds,
+        seed=seed,
+    )
+    try:
+        with Generator() as generator:
+            found_ = repetition_of(generator.run(spec))
+    except SessionError as error:
+        raise StartError(f"the server cannot be measured: {error}") from None
+    shown = {"load": calls.shown, **msgspec.to_builtins(found_)}
+    del shown["memory"]
+    print(msgspec.json.format(msgspec.json.encode(shown), indent=2).decode())
+
+
+@app.command()
+def compare(
+    base: Annotated[Path, typer.Argument(help="The folder or file of a result.")],
+    new: Annotated[Path, typer.Argument(help="The one to compare with it.")],
+    max_regression: Annotated[
+        str | None, typer.Option(help="Exit 1 beyond these, e.g. p95=5%,throughput=5%,rss=10%.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Compare unlike machines or workloads too.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Print the method, compare nothing.")] = False,
+) -> None:
+    """Say by how much a result differs from another, and whether that is more than noise.
+
+    Example:
+
+    `mcpdiag bench compare mcpdiag-results/base mcpdiag-results/new --max-regression p95=5%,throughput=5%,rss=10%`
+    """
+    if explain:
+        print(COMPARE)
+        return
+    limits = {} if max_regression is None else comparing.parse_limits(max_regression)
+    comparison = comparing.compare(result.read(base), result.read(new), force=force)
+    body = [
+        (
+            each.cell,
+            each.metric,
+            f"{each.base:,.4g}",
+            f"{each.new:,.4g}",
+            comparing.change(each.ratio),
+            each.verdict,
+        )
+        for each in comparison.differences
+    ]
+    _table(("cell", "metric", "base", "new", "change (95 % interval)", ""), body)
+    for sentence in comparing.sentences(comparison):
+        print(sentence)
+    if limits and (worse := comparing.regressions(comparison, limits)):
+        for each in worse:
+            print(f"REGRESSION: {each.metric} of {each.cell}: {comparing.change(each.ratio)}, "
+                  f"allowed are {limits[each.metric]:.0%}")  # fmt: skip
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    result_: Annotated[Path, typer.Argument(metavar="RESULT", help="The folder or file of a result.")],
+    targets: Annotated[Path, typer.Option(help="A .toml file with targets.")] = Path(
+        "benchmarks/targets.toml"
+    ),
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="A result to compare with. [default: the newest stored one of its kind]"),
+    ] = None,
+    results: Annotated[Path, typer.Option(help="Where results are stored.")] = Path("benchmarks/results"),
+) -> None:
+    """Exit 1 if a result misses a target, or has fallen behind the baseline.
+
+    Example:
+
+    `mcpdiag bench check mcpdiag-results/new --targets benchmarks/targets.toml`
+    """
+    aims = gate.read_targets(targets)
+    measured = result.read(result_)
+    findings = gate.check(measured, aims)
+    stored = baseline or gate.newest_baseline(measured, result_, results)
+    if aims.limits and stored is not None:
+        findings += gate.against_baseline(measured, result.read(stored), aims.limits)
+    elif aims.limits:
+        print(
+            f"no baseline: no stored result of {measured.environment.machine} with this workload in {results}"
+        )
+    for each in findings:
+        print(f"{each.status + ':':14} {each.name}: {each.detail}")
+    if any(each.failed for each in findings):
+        raise typer.Exit(1)
+
+
+# -- options ---------------------------------------------------------------------------------------------------
+
+
+def _one_of(problems: list[str], option: str, value: str, allowed: tuple[str, ...]) -> Any:
+    if value not in allowed:
+        problems.append(f"{option}: found {found(value)}; allowed: {', '.join(allowed)}")
+        return allowed[0]
+    return value
+
+
+def _above(problems: list[str], option: str, value: float, *, least: bool = False) -> float:
+    if not (value > 0 or (least and value == 0)) or value > 1e6:
+        problems.append(f"{option}: found {value:g}; allowed: a number {'from' if least else 'above'} 0")
+        return 1.0
+    return value
+
+
+def _numbers(problems: list[str], text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 1 <= int(part) <= 10_000 for part in parts) or len({*parts}) < len(parts):
+        problems.append(
+            f"--clients: found {found(text)}; allowed: different whole numbers from 1 to 10000, such as 1,8,32"
+        )
+        return (1,)
+    return tuple(map(int, parts))
+
+
+def _transports(problems: list[str], target: Target, text: str | None) -> tuple[Transport, ...]:
+    if target.kind != "embedded":
+        return ("stdio",) if target.command else ("http",)
+    parts = ("stdio", "http") if text is None else tuple(part.strip() for part in text.split(","))
+    if {*parts} - {"stdio", "http"} or len({*parts}) < len(parts):
+        problems.append(f"--transports: found {found(text)}; allowed: stdio, http or both")
+        return ("stdio",)
+    return cast("tuple[Transport, ...]", parts)
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise ConfigError(["--header: found no colon; allowed: 'Name: value'"])
+    return name.strip(), value.strip()
+
+
+# -- output ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Tell]:
+    """A bar with the time left, on stderr, where that is a terminal."""
+    if quiet:
+        yield lambda words, done, total: None
+        return
+    columns = (BarColumn(30), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(compact=True))
+    with Progress(
+        *columns, TextColumn("{task.description}"), console=Console(stderr=True), transient=True
+    ) as bar:
+        task = bar.add_task("", total=1)
+        yield lambda words, done, total: bar.update(task, description=words, completed=done, total=total)
+
+
+def _show(measured: Result, folder: Path, format_: str) -> None:
+    if format_ == "json":
+        print(msgspec.json.format(msgspec.json.encode(measured), indent=1).decode())
+    elif format_ in ("md", "junit", "csv"):
+        write = {"md": report.markdown, "junit": report.junit, "csv": report.comma_separated}[format_]
+        print(write(measured), end="")
+    else:
+        config = measured.config
+        print(
+            f"{measured.target.shown}: {measured.workload.shown}; {config.repeat} rounds of {config.seconds:g} s, "
+            f"at most {config.max_connections} connection{'s' * (config.max_connections > 1)} a pool"
+        )
+        _table(report.HEADINGS, report.rows(measured))
+        for sentence in report.sentences(measured):
+            print(sentence)
+        print(f"Result: {folder}")
+        print(f"Compare: mcpdiag bench compare {folder} NEW")
+
+
+def _table(headings: tuple[str, ...], body: Sequence[Sequence[str]]) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        print(report.plain(headings, body))
+        return
+    table = Table(box=None, pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in body:
+        table.add_row(*row)
+    console.print(table)

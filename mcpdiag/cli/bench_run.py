@@ -1,0 +1,171 @@
+"""What `mcpdiag bench run` does, from the first look at the server to the result on disk; `bench.py` has the options."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mcpdiag.bench import discover, isolation, workload
+from mcpdiag.bench import result as results
+from mcpdiag.bench.environment import Environment, here, own_checkout
+from mcpdiag.bench.matrix import Matrix, PoolKey
+from mcpdiag.bench.raw import RawFile
+from mcpdiag.bench.result import Config, Result
+from mcpdiag.bench.spec import Call, LoadSpec
+from mcpdiag.bench.workload import Workload
+from mcpdiag.cli.bench_proxies import Proxies, Target
+from mcpdiag.config.masking import public_args, public_url
+from mcpdiag.errors import StartError
+
+Tell = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was asked for."""
+
+    target: Target
+    config: Config
+    name: str = "matrix"
+    workload: Path | None = None
+    generate: bool = False
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it."""
+
+    result: Result
+    folder: Path
+    interrupted: bool
+
+
+def measure(order: Order, tell: Tell) -> Outcome | None:
+    """Look at the server, run the matrix, write the result. None if it was interrupted before anything was measured.
+
+    Args:
+        tell: called with words, steps done and steps in all.
+
+    Raises:
+        ConfigError: the workload is wrong, or there is a result in the folder already.
+        StartError: the server does not start, has no tools or fails every call.
+    """
+    config = order.config
+    started, began = datetime.now(UTC), time.monotonic()
+    proxies = Proxies(
+        order.target,
+        pool_mode=config.pool_mode,
+        max_connections=config.max_connections,
+        timeout_s=config.timeout_s,
+    )
+    environment = here()
+    with _terminated_is_interrupted():
+        try:
+            tell("looking at the server", 0, 1)
+            load, probe = _look(order, proxies)
+        except KeyboardInterrupt:
+            return None
+        folder = _claim(order, environment)
+        interrupted = False
+        with RawFile(folder) as raw:
+            matrix = Matrix(
+                config,
+                load,
+                proxies,
+                probe,
+                raw=raw,
+                tell=lambda words, done: tell(words, done, matrix.steps),
+            )
+            try:
+                matrix.run()
+            except KeyboardInterrupt:
+                interrupted = True
+    if not matrix.cells:
+        _forget(folder, raw)
+        return None
+    result = Result(
+        name=order.name,
+        started_at=started.isoformat(timespec="seconds"),
+        took_s=round(time.monotonic() - began, 3),
+        complete=not interrupted,
+        environment=environment,
+        target=_public(order.target),
+        workload=load,
+        config=config,
+        cells=matrix.cells,
+        pairs=matrix.pairs,
+        isolation=matrix.isolation,
+    )
+    if not any(each.summary.ok for cell in result.cells for each in cell.repetitions):
+        first = next(
+            (e.first_error for c in result.cells for e in c.repetitions if e.first_error), "no answer"
+        )
+        _forget(folder, raw)
+        raise StartError(f"the server cannot be measured, every call failed: {first}")
+    results.write(result, folder)
+    return Outcome(result, folder, interrupted)
+
+
+def _look(order: Order, proxies: Proxies) -> tuple[Workload, tuple[Call, str]]:
+    """The workload, and the call for the isolation check, after each call has been tried."""
+    config = order.config
+    pool: PoolKey = (config.transports[0], "on")
+    with proxies((pool,)) as running:
+        url = running[pool].url
+        look = LoadSpec(url=url, era=config.era, timeout_s=config.timeout_s)
+        tools = discover.tools_of(look, needed=order.workload is None)
+        if order.workload is not None:
+            load = workload.read(order.workload, tools or None)
+        elif order.generate:
+            load = workload.generated(tools)
+        else:
+            load = workload.pick(tools)
+        spec = LoadSpec(url=url, era=config.era, calls=load.calls, timeout_s=config.timeout_s)
+        discover.try_calls(spec)
+    return load, isolation.probe(tools, load)
+
+
+def _public(target: Target) -> results.Target:
+    if target.command:
+        return results.Target(kind="command", shown=" ".join(public_args(target.command)))
+    if target.url:
+        return results.Target(kind="url", shown=public_url(target.url))
+    return results.Target(kind="embedded", shown="the embedded server")
+
+
+def _claim(order: Order, environment: Environment) -> Path:
+    """A folder of its own for this result, made now, so that a second run takes another one."""
+    if order.output is not None:
+        results.claim(order.output)
+        return order.output
+    own = own_checkout(Path.cwd())
+    root = Path("benchmarks/results") if own else Path("mcpdiag-results")
+    while True:
+        folder = results.folder_for(environment, order.name, root)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+
+
+def _forget(folder: Path, raw: RawFile) -> None:
+    raw.path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+@contextlib.contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """SIGTERM keeps what was measured too, and leaves no proxy behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

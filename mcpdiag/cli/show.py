@@ -1,0 +1,117 @@
+"""`mcpdiag show`: a capture, or a running proxy, as tables in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from mcpdiag.samples.base import Samples
+from mcpdiag.samples.capture import load
+from mcpdiag.samples.remote import attach
+
+if TYPE_CHECKING:
+    from mcpdiag.samples.frame import DataFrame
+
+ROWS = 20
+_SUMMARY = {
+    "count": "calls", "error_rate": "errors", "rps": "per s", "total_p50_ms": "p50 ms", "total_p99_ms": "p99 ms",
+    "queue_p99_ms": "queue p99", "first_p99_ms": "first p99",
+}  # fmt: skip
+_POOL = {
+    "max": "max", "size": "size", "busy": "busy", "idle": "idle", "waiting": "waiting", "opens": "opens",
+    "reuses": "reuses", "acquire_timeouts": "timeouts", "closed_lost": "lost",
+}  # fmt: skip
+
+
+def show(
+    source: Annotated[str, typer.Argument(help="A folder of --capture, or the URL of an admin port.")],
+    token: Annotated[str | None, typer.Option(envvar="MCPDIAG_TOKEN", help="The proxy's token.")] = None,
+) -> None:
+    """Show what a run did: calls and percentiles, pools, memory, events.
+
+    Examples:
+
+    `mcpdiag show captures/monday`
+
+    `mcpdiag show http://127.0.0.1:9464`
+    """
+    try:
+        samples: Samples = attach(source, token=token) if "://" in source else load(Path(source))
+        tables = [
+            _calls(samples.summary()),
+            _pools(samples.pool),
+            _processes(samples.memory),
+            _events(samples.events),
+        ]
+    except (FileNotFoundError, ValueError, ImportError) as error:
+        raise typer.BadParameter(str(error), param_hint="SOURCE") from None
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=100)
+    console.print(f"{source}: {samples!r}", highlight=False)
+    for table in tables:
+        if table.row_count:
+            console.print(table)
+
+
+def _table(title: str, *columns: str, words: int = 1) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(
+            column, justify="left" if number < words else "right", overflow="fold", no_wrap=number >= words
+        )
+    return table
+
+
+def _calls(summary: DataFrame) -> Table:
+    table = _table("calls", "server", "call", *_SUMMARY.values(), words=2)
+    for key, row in summary.head(ROWS).iterrows():
+        upstream, method, target = (str(part) for part in _parts(key))
+        table.add_row(
+            upstream,
+            target or method,
+            *(_number(row[name], percent=name == "error_rate") for name in _SUMMARY),
+        )
+    return table
+
+
+def _parts(key: Any) -> tuple[Any, Any, Any]:
+    upstream, method, target = key
+    return upstream, method, target
+
+
+def _pools(pool: DataFrame) -> Table:
+    table = _table("pools, at the end", "server", "mode", *_POOL.values(), words=2)
+    for _, row in pool.groupby(["upstream", "era"], observed=True).tail(1).iterrows():
+        table.add_row(str(row["upstream"]), str(row["mode"]), *(f"{row[name]:,}" for name in _POOL))
+    return table
+
+
+def _processes(memory: DataFrame) -> Table:
+    table = _table(
+        "processes", "process", "pid", "MiB first", "MiB last", "fds", "threads", "children", "cpu s"
+    )
+    for (upstream, process, pid), rows in memory.groupby(["upstream", "process", "pid"], observed=True):
+        last = rows.iloc[-1]
+        mib = (f"{rows['rss_bytes'].iloc[place] / 2**20:,.1f}" for place in (0, -1))
+        counts = (f"{last[name]:,}" for name in ("fds", "threads", "children"))
+        table.add_row(str(upstream or process), str(pid), *mib, *counts, f"{last['cpu_s']:,.1f}")
+    return table
+
+
+def _events(events: DataFrame) -> Table:
+    table = _table("events", "kind", "server", "how often", "last detail", words=2)
+    for (kind, upstream), rows in events.groupby(["kind", "upstream"], observed=True):
+        table.add_row(str(kind), str(upstream), f"{len(rows):,}", str(rows["detail"].iloc[-1])[:100])
+    return table
+
+
+def _number(value: float, *, percent: bool = False) -> str:
+    if percent:
+        return f"{value:.1%}"
+    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:,.3g}"

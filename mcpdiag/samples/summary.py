@@ -1,0 +1,57 @@
+"""What a requests frame says in a few lines: counts, errors, throughput, percentiles of each phase."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mcpdiag.samples.frame import DataFrame
+
+BY: Final = ["upstream", "method", "target"]
+PHASES: Final = ("total", "queue", "connect", "first", "relay")
+QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
+NO_ERRORS: Final = ["ok", "cancelled"]
+
+
+def summarize(requests: DataFrame) -> DataFrame:
+    """One row for each upstream, method and target, the most called first.
+
+    Args:
+        requests: the frame `requests`, or a part of it.
+
+    Returns:
+        A DataFrame with the index (upstream, method, target) and the columns `count`; `errors` and `error_rate`
+        (0 to 1), which leave out what the client cancelled; `rps`, requests a second from the first one's arrival
+        to the last one's end, over all rows; and `{phase}_{p50,p90,p95,p99,max}_ms` for the phases `total`, `queue`
+        (waiting for a connection), `connect` (opening one), `first` (until the first byte) and `relay` (the rest).
+        Percentiles are interpolated linearly over all rows of the group.
+    """
+    rows = requests.assign(
+        relay_ms=(
+            requests["total_ms"] - requests["queue_ms"] - requests["connect_ms"] - requests["first_ms"]
+        ).clip(lower=0),
+        error=~requests["outcome"].isin(NO_ERRORS),
+    )
+    groups = rows.groupby(BY, observed=True, sort=False)
+    table = groups.size().to_frame("count")
+    table["errors"] = groups["error"].sum().astype("int64")
+    table["error_rate"] = table["errors"] / table["count"]
+    table["rps"] = table["count"] / _seconds(requests)
+    for phase in PHASES:
+        for name, quantile in QUANTILES.items():
+            table[f"{phase}_{name}_ms"] = groups[f"{phase}_ms"].quantile(quantile)
+    return table.sort_values("count", ascending=False, kind="stable")
+
+
+def _seconds(requests: DataFrame) -> float:
+    """From the first arrival to the last end; NaN where there is nothing."""
+    if not len(requests):
+        return float("nan")
+    ended_ns = requests["ts"].astype("int64")
+    began_ns = ended_ns - requests["total_ms"] * 1e6
+    return float(ended_ns.max() - began_ns.min()) / 1e9 or float("nan")
+
+
+def as_html(summary: DataFrame) -> str:
+    """The summary as a table for a notebook: the first 20 rows, without the phases' percentiles but p50 and p99."""
+    columns = ["count", "error_rate", "rps", "total_p50_ms", "total_p99_ms", "queue_p99_ms", "first_p50_ms"]
+    return str(summary[columns].head(20).to_html(float_format="{:,.3g}".format))

@@ -1,0 +1,52 @@
+"""Rows of a frame as bytes: an Arrow IPC stream, or JSON lines. What `/frames/{name}` answers, and `attach` reads."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from mcpdiag.samples.recorder import Recorder
+from mcpdiag.samples.schema import SCHEMA
+
+ARROW: Final = "application/vnd.apache.arrow.stream"
+NDJSON: Final = "application/x-ndjson"
+NEXT: Final = "mcpdiag-next"  # the number of the first row that is not in the answer
+RUN: Final = "mcpdiag-run"  # another one after a restart, when numbers begin anew
+
+
+def answer(recorder: Recorder, name: str, since: int, accept: str) -> tuple[bytes, str, dict[str, str]]:
+    """Body, content type and headers for the rows of a frame from number `since` on; for an empty name what there is.
+
+    Raises:
+        KeyError: there is no frame of that name.
+        ImportError: pandas or pyarrow is missing; the message says what to install.
+    """
+    if not name:
+        return _overview(recorder), "application/json", {}
+    frame_name = next((each for each in SCHEMA if each == name), None)
+    if frame_name is None:
+        raise KeyError(name)
+    from mcpdiag.samples.frame import build
+
+    rows = recorder.rows(frame_name, since)
+    headers = {NEXT: str(rows.stop), RUN: str(recorder.started_ns)}
+    frame = build(frame_name, rows)
+    if NDJSON in accept:
+        body = frame.to_json(orient="records", lines=True, date_format="iso", date_unit="ns")
+        return (body or "").encode(), NDJSON, headers
+    import pyarrow as pa
+
+    from mcpdiag.samples.parts import arrow_schema
+
+    schema = arrow_schema(frame_name)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as stream:
+        stream.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False))
+    return sink.getvalue().to_pybytes(), ARROW, headers
+
+
+def _overview(recorder: Recorder) -> bytes:
+    """Of each frame the rows written and dropped, and the run that they are of."""
+    written, dropped = recorder.written, recorder.dropped
+    frames = {name: {"written": written[name], "dropped": dropped[name]} for name in SCHEMA}
+    return json.dumps({"run": str(recorder.started_ns), "frames": frames}).encode()
