@@ -21,7 +21,8 @@ import msgspec
 from mcpdiag.bench import columns
 from mcpdiag.bench.client import HttpSession
 from mcpdiag.bench.columns import Lateness, Measurement, Report
-from mcpdiag.bench.drive import Closed, Drive, Open
+from mcpdiag.bench.drive import Closed, Drive
+from mcpdiag.bench.open_loop import Open
 from mcpdiag.bench.session import Session, SessionError
 from mcpdiag.bench.spec import LoadSpec
 from mcpdiag.bench.stdio import StdioSession
@@ -107,6 +108,7 @@ async def generate(spec: LoadSpec) -> Measurement:
             await drive.run(heart.start, heart.stop)
         finally:
             gc.enable()
+            gc.unfreeze()
             heart.stop()
     finally:
         await asyncio.gather(*(session.close() for session in sessions))

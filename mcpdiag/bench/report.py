@@ -35,9 +35,9 @@ def rows(result: Result) -> list[tuple[str, ...]]:
                 cell.transport,
                 f"{cell.clients}",
                 cell.reuse,
-                _number(median(cell.values("throughput_rps"))),
-                *(_number(median(cell.values(name))) for name in ("p50_ms", "p95_ms", "p99_ms")),
-                _number(max(cell.values("max_ms"))),
+                _number(median(cell.values("throughput_rps"))) or "0",
+                *(_number(median(cell.values(name))) or "-" for name in ("p50_ms", "p95_ms", "p99_ms")),
+                _number(max(cell.values("max_ms"))) or "-",
                 f"{cell.failed}",
                 f"{own:.0f}+{children:.0f}",
                 "" if gives is None else gives.shown("x"),
@@ -55,6 +55,9 @@ def _is_throughput(pair: object, cell: Cell) -> bool:
 
 
 def _number(value: float) -> str:
+    """Three digits or so; nothing for 0, which is what a round has in which no call was due or answered."""
+    if not value:
+        return ""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"

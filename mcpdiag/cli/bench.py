@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from typer.core import TyperGroup
 
-from mcpdiag.bench import compare as comparing
-from mcpdiag.bench import gate, report, result
-from mcpdiag.bench.generator import Generator
-from mcpdiag.bench.matrix import repetition_of
-from mcpdiag.bench.result import Config, Result, Transport
-from mcpdiag.bench.session import SessionError
-from mcpdiag.bench.spec import LoadSpec
-from mcpdiag.bench.workload import pick, read
-from mcpdiag.cli.bench_proxies import Target
-from mcpdiag.cli.bench_run import Order, measure
 from mcpdiag.cli.bench_words import COMPARE, METHOD
 from mcpdiag.config.mistakes import found
 from mcpdiag.errors import ConfigError, StartError
 
+# Each verb imports what it needs: `mcpdiag proxy`, which clients start, would wait 0.1 s for all of it.
+if TYPE_CHECKING:
+    from mcpdiag.bench.result import Transport
+    from mcpdiag.cli.bench_proxies import Target
+
 FORMATS = ("table", "json", "md", "junit", "csv")
-Tell = Callable[[str, int, int], None]
 
 
 class _RunByDefault(TyperGroup):
@@ -105,6 +94,11 @@ def run(
     if explain:
         print(METHOD)
         return
+    from mcpdiag.bench.result import Config
+    from mcpdiag.cli.bench_proxies import Target
+    from mcpdiag.cli.bench_run import Order, measure
+    from mcpdiag.cli.bench_show import progress, show
+
     target = Target(tuple(command or ()), url or "", tuple(map(_header, header or ())))
     problems: list[str] = []
     if command and url:
@@ -137,7 +131,7 @@ def run(
     if problems:
         raise ConfigError(problems)
     order = Order(target, config, name, workload, generate_arguments, output)
-    with _progress(quiet=quiet or not sys.stderr.isatty()) as tell:
+    with progress(quiet=quiet or not sys.stderr.isatty()) as tell:
         outcome = measure(order, tell)
     if outcome is None:
         print("mcpdiag: interrupted before anything was measured", file=sys.stderr)
@@ -145,7 +139,7 @@ def run(
     if quiet:
         print(outcome.folder)
     else:
-        _show(outcome.result, outcome.folder, format_)
+        show(outcome.result, outcome.folder, format_)
     if outcome.interrupted:
         raise typer.Exit(130)
     if outcome.result.crossed:
@@ -175,6 +169,11 @@ def load(
     `mcpdiag bench load --url http://127.0.0.1:3001/mcp --rate 500 --poisson`
     """
     from mcpdiag.bench.discover import tools_of
+    from mcpdiag.bench.generator import Generator
+    from mcpdiag.bench.matrix import repetition_of
+    from mcpdiag.bench.session import SessionError
+    from mcpdiag.bench.spec import LoadSpec
+    from mcpdiag.bench.workload import pick, read
 
     problems: list[str] = []
     era_ = _one_of(problems, "--era", era, ("handshake", "stateless"))
@@ -239,6 +238,10 @@ def compare(
     if explain:
         print(COMPARE)
         return
+    from mcpdiag.bench import compare as comparing
+    from mcpdiag.bench import result
+    from mcpdiag.cli.bench_show import table
+
     limits = {} if max_regression is None else comparing.parse_limits(max_regression)
     comparison = comparing.compare(result.read(base), result.read(new), force=force)
     body = [
@@ -252,7 +255,7 @@ def compare(
         )
         for each in comparison.differences
     ]
-    _table(("cell", "metric", "base", "new", "change (95 % interval)", ""), body)
+    table(("cell", "metric", "base", "new", "change (95 % interval)", ""), body)
     for sentence in comparing.sentences(comparison):
         print(sentence)
     if limits and (worse := comparing.regressions(comparison, limits)):
@@ -280,6 +283,8 @@ def check(
 
     `mcpdiag bench check mcpdiag-results/new --targets benchmarks/targets.toml`
     """
+    from mcpdiag.bench import gate, result
+
     aims = gate.read_targets(targets)
     measured = result.read(result_)
     findings = gate.check(measured, aims)
@@ -338,52 +343,3 @@ def _header(text: str) -> tuple[str, str]:
     if not colon or not name.strip():
         raise ConfigError(["--header: found no colon; allowed: 'Name: value'"])
     return name.strip(), value.strip()
-
-
-# -- output ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Tell]:
-    """A bar with the time left, on stderr, where that is a terminal."""
-    if quiet:
-        yield lambda words, done, total: None
-        return
-    columns = (BarColumn(30), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(compact=True))
-    with Progress(
-        *columns, TextColumn("{task.description}"), console=Console(stderr=True), transient=True
-    ) as bar:
-        task = bar.add_task("", total=1)
-        yield lambda words, done, total: bar.update(task, description=words, completed=done, total=total)
-
-
-def _show(measured: Result, folder: Path, format_: str) -> None:
-    if format_ == "json":
-        print(msgspec.json.format(msgspec.json.encode(measured), indent=1).decode())
-    elif format_ in ("md", "junit", "csv"):
-        write = {"md": report.markdown, "junit": report.junit, "csv": report.comma_separated}[format_]
-        print(write(measured), end="")
-    else:
-        config = measured.config
-        print(
-            f"{measured.target.shown}: {measured.workload.shown}; {config.repeat} rounds of {config.seconds:g} s, "
-            f"at most {config.max_connections} connection{'s' * (config.max_connections > 1)} a pool"
-        )
-        _table(report.HEADINGS, report.rows(measured))
-        for sentence in report.sentences(measured):
-            print(sentence)
-        print(f"Result: {folder}")
-        print(f"Compare: mcpdiag bench compare {folder} NEW")
-
-
-def _table(headings: tuple[str, ...], body: Sequence[Sequence[str]]) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        print(report.plain(headings, body))
-        return
-    table = Table(box=None, pad_edge=False)
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
-    for row in body:
-        table.add_row(*row)
-    console.print(table)

@@ -119,7 +119,7 @@ def test_raw_samples_are_parquet_with_pyarrow(tmp_path: Path) -> None:
 
 def test_importing_the_bench_costs_no_heavy_library() -> None:
     heavy = ["pandas", "numpy", "pyarrow", "matplotlib", "memray", "httpx"]
-    modules = "mcpdiag.bench.matrix, mcpdiag.bench.gate, mcpdiag.bench.report, mcpdiag.cli.bench"
+    modules = "mcpdiag.bench.gate, mcpdiag.cli.bench_run, mcpdiag.cli.bench_show"
     code = f"import {modules}, sys; print([name for name in {heavy!r} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -1,0 +1,63 @@
+"""What `mcpdiag bench` shows: a progress bar, tables for people, formats for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mcpdiag.bench import report
+from mcpdiag.bench.result import Result
+
+Tell = Callable[[str, int, int], None]
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Tell]:
+    """A bar with the time left, on stderr, where that is a terminal."""
+    if quiet:
+        yield lambda words, done, total: None
+        return
+    columns = (BarColumn(30), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(compact=True))
+    with Progress(
+        *columns, TextColumn("{task.description}"), console=Console(stderr=True), transient=True
+    ) as bar:
+        task = bar.add_task("", total=1)
+        yield lambda words, done, total: bar.update(task, description=words, completed=done, total=total)
+
+
+def show(measured: Result, folder: Path, format_: str) -> None:
+    if format_ == "json":
+        print(msgspec.json.format(msgspec.json.encode(measured), indent=1).decode())
+    elif format_ in ("md", "junit", "csv"):
+        write = {"md": report.markdown, "junit": report.junit, "csv": report.comma_separated}[format_]
+        print(write(measured), end="")
+    else:
+        config = measured.config
+        print(
+            f"{measured.target.shown}: {measured.workload.shown}; {config.repeat} rounds of {config.seconds:g} s, "
+            f"at most {config.max_connections} connection{'s' * (config.max_connections > 1)} a pool"
+        )
+        table(report.HEADINGS, report.rows(measured))
+        for sentence in report.sentences(measured):
+            print(sentence)
+        print(f"Result: {folder}")
+        print(f"Compare: mcpdiag bench compare {folder} NEW")
+
+
+def table(headings: tuple[str, ...], body: Sequence[Sequence[str]]) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        print(report.plain(headings, body))
+        return
+    shown = Table(box=None, pad_edge=False)
+    for number, heading in enumerate(headings):
+        shown.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in body:
+        shown.add_row(*row)
+    console.print(shown)
