@@ -104,7 +104,7 @@ class Reaper:
         # Without a cookie of its own: a proxy may itself be the child of a proxy, whose watcher would kill this one.
         environment = {name: value for name, value in os.environ.items() if name != COOKIE}
         self._watcher = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, self.cookie],
+            [sys.executable, "-I", "-S", __file__, self.cookie, str(os.getpid())],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -138,11 +138,11 @@ class Reaper:
         self.close()
 
 
-def main(cookie: str, pipe: int = 0) -> None:
-    """The watcher: learn groups until the proxy has gone, then kill what is left."""
+def main(cookie: str, proxy: int, pipe: int = 0) -> None:
+    """The watcher: learn groups until the proxy, its parent, has gone, then kill what is left."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    groups, goodbye = listen(pipe)
+    groups, goodbye = listen(pipe, proxy)
     clean = 0
     for _ in range(ROUNDS):  # what forks while it is being killed is met by the next round
         for group in groups:
@@ -158,16 +158,19 @@ def main(cookie: str, pipe: int = 0) -> None:
         time.sleep(ROUND_SECONDS)
 
 
-def listen(pipe: int) -> tuple[set[int], bool]:
+def listen(pipe: int, proxy: int) -> tuple[set[int], bool]:
     """The groups known when the pipe ended, or the proxy did, and whether it said goodbye."""
     sources, groups, rest = [pipe], set[int](), b""
+    patience: float | None = None
     with contextlib.ExitStack() as stack:
         if sys.platform == "linux":
             # The pipe does not break while a process that the proxy has forked holds it too.
             with contextlib.suppress(OSError):
-                sources.append(os.pidfd_open(os.getppid()))
+                sources.append(os.pidfd_open(proxy))
                 stack.callback(os.close, sources[-1])
-        while pipe in select.select(sources, [], [])[0] and (chunk := os.read(pipe, 65536)):
+            if os.getppid() != proxy:  # it was killed before this watcher was up: take what it has written
+                patience = 0.0
+        while pipe in select.select(sources, [], [], patience)[0] and (chunk := os.read(pipe, 65536)):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 group = int(line[1:])
@@ -179,4 +182,4 @@ def listen(pipe: int) -> tuple[set[int], bool]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

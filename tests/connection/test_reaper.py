@@ -361,16 +361,28 @@ class TestMain:
         with child(*SLEEP) as left, child(*SLEEP) as gone, child(*SLEEP, **{COOKIE: "abc"}) as escaped:
             until(lambda: processes_with("abc") == [escaped.pid])
             with told(b"+%d\n+%d\n-%d\n" % (left.pid, gone.pid, gone.pid)) as pipe:
-                main("abc", pipe)
+                main("abc", os.getppid(), pipe)
             assert left.wait(GUARD) == escaped.wait(GUARD) == -signal.SIGKILL
             assert alive(gone.pid)
 
     def test_a_line_cut_off_by_the_death_of_the_proxy_is_ignored(self) -> None:
         with child(*SLEEP) as left, child(*SLEEP) as cut:
             with told(b"+%d\n+%d" % (left.pid, cut.pid)) as pipe:
-                main("none", pipe)
+                main("none", os.getppid(), pipe)
             assert left.wait(GUARD) == -signal.SIGKILL
             assert alive(cut.pid)
+
+    def test_does_not_wait_for_a_proxy_that_died_before_the_watcher_was_up(self) -> None:
+        """The pipe may not break: a process that the proxy has forked can hold it."""
+        end, start = os.pipe()
+        with child(*SLEEP) as left, child(*SLEEP) as dead:
+            dead.kill()
+            dead.wait(GUARD)
+            os.write(start, b"+%d\n" % left.pid)
+            main("none", dead.pid, end)
+            assert left.wait(GUARD) == -signal.SIGKILL
+        os.close(start)
+        os.close(end)
 
     def test_lines_may_come_in_pieces(self) -> None:
         with child(*SLEEP) as left:
@@ -382,7 +394,7 @@ class TestMain:
             thread.start()
             thread.join()
             os.close(start)
-            main("none", end)
+            main("none", os.getppid(), end)
             os.close(end)
             assert left.wait(GUARD) == -signal.SIGKILL
 
@@ -390,17 +402,17 @@ class TestMain:
         monkeypatch.setattr(reaper_module, "ROUND_SECONDS", 0.0)
         rounds = looked_for(monkeypatch, [2**22 + 1])
         with told() as pipe:
-            main("abc", pipe)
+            main("abc", os.getppid(), pipe)
         assert len(rounds) == reaper_module.ROUNDS
 
     def test_looks_twice_unless_the_proxy_said_goodbye(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A proxy killed while it was starting a child leaves one that has no cookie yet."""
         rounds = looked_for(monkeypatch, [])
         with told(b"+4194305\n-4194305\n") as pipe:
-            main("abc", pipe)
+            main("abc", os.getppid(), pipe)
         assert len(rounds) == 2
         with told(b"+4194305\n-4194305\n", b".") as pipe:
-            main("abc", pipe)
+            main("abc", os.getppid(), pipe)
         assert len(rounds) == 3
 
 

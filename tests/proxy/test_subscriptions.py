@@ -18,6 +18,7 @@ from mcpdiag.upstream.stdio import StdioUpstream
 from tests.proxy.client import Recorder, on_both_loops, proxied, until
 from tests.proxy.modern import HttpServer, Journal, Modern, upstream
 from tests.servers import mini
+from tests.servers.flaky import FlakyServer
 
 pytestmark = [pytest.mark.anyio, on_both_loops]
 every_kind = pytest.mark.parametrize("kind", ["stdio", "multiplex", "http"])
@@ -151,6 +152,26 @@ async def test_a_subscription_outlives_the_server_it_is_at(http_server: HttpServ
             await until(lambda: len(stream.messages) == 2)
             assert stream.methods == [ACKNOWLEDGED, CHANGED]
             assert ids(stream) == {"mine"}
+
+
+async def test_a_subscription_whose_stream_breaks_every_7_events_loses_and_repeats_none() -> None:
+    """The revision has no ids: what counts is that the client is acknowledged once, and sees each event once."""
+    uris = [f"test://{number}" for number in range(100)]
+    async with (
+        FlakyServer(sessions=False, drop_every=7) as server,
+        proxied({"url": server.url, "reconnect": {"base": 0.1, "cap": 0.1}}) as proxy,
+        Modern.at(proxy.url) as client,
+    ):
+        server.news = [*uris]
+        listen = client.message(
+            "subscriptions/listen", {"notifications": {"resourceSubscriptions": uris}}, "mine"
+        )
+        async with client.open(listen) as stream:
+            await until(lambda: len(stream.messages) >= 101)
+        assert stream.methods[0] == ACKNOWLEDGED
+        assert [message["params"]["uri"] for message in stream.messages[1:]] == uris
+        assert ids(stream) == {"mine"}
+        assert len(server.posted("subscriptions/listen")) >= 14
 
 
 @pytest.mark.parametrize("kind", ["stdio", "http"])

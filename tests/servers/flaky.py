@@ -285,6 +285,7 @@ class FlakyServer(Host):
         requests: all that came, in order.
         streams: the names of the streams that are open, each as often as it is.
         refusals: what the next GETs are answered, each once, before they get a stream.
+        news: URIs that subscriptions are told of, each once.
         refused_posts: the same for the next POSTs of a session.
         speaks: the revision it answers `initialize` with; the client's if empty.
         refused_initializes: statuses for the next `initialize` requests, before one succeeds.
@@ -315,6 +316,7 @@ class FlakyServer(Host):
         self.streams: list[str] = []
         self.refusals: list[Refusal] = []
         self.refused_posts: list[Refusal] = []
+        self.news: list[str] = []
         self.refused_initializes: list[int] = []
         self.speaks = ""
         self.down: Refusal | None = None
@@ -387,6 +389,8 @@ class FlakyServer(Host):
             return await self._refuse(wire, self.refused_posts.pop(0))
         if "id" not in message or "method" not in message:
             return await self._refuse(wire, Refusal(202))
+        if message["method"] == "subscriptions/listen":
+            return await self._subscription(wire, request)
         if message["method"] != "tools/call":
             return await self._json(wire, {"jsonrpc": "2.0", "id": message["id"], "result": {}})
         arguments = message["params"].get("arguments", {})
@@ -430,6 +434,29 @@ class FlakyServer(Host):
         log.add(answer_to(request, f"counted to {events}"))
         log.end()
         return await self._stream(wire, log, 0)
+
+    async def _subscription(self, wire: Wire, request: Request) -> bool:
+        """Revision 2026-07-28: no ids and nothing to resume; what one stream had not sent goes out on the next."""
+        meta = {"io.modelcontextprotocol/subscriptionId": request.message["id"]}
+        wanted = request.message["params"]["notifications"]
+        await wire.send(head(200, {"content-type": "text/event-stream", "transfer-encoding": "chunked"}))
+        said: Json = {
+            "method": "notifications/subscriptions/acknowledged",
+            "params": {"notifications": wanted},
+        }
+        left = self._length()
+        while True:
+            said["params"]["_meta"] = meta
+            await self._send(wire, b"data: %b\n\n" % json.dumps({"jsonrpc": "2.0", **said}).encode())
+            if not self.news:
+                break
+            if left <= 0:
+                return False
+            left -= 1
+            said = {"method": "notifications/resources/updated", "params": {"uri": self.news.pop(0)}}
+        with CancelScope() as scope:
+            await wire.end(scope)
+        return False
 
     async def _get(self, wire: Wire, request: Request, session: str) -> bool:
         name, _, number = request.headers.get("last-event-id", "").rpartition("-")

@@ -186,9 +186,9 @@ async def test_the_end_of_a_session_ends_it_at_the_server() -> None:
 
 
 async def test_a_server_with_ids_loses_and_repeats_nothing_although_its_stream_breaks_all_the_time() -> None:
-    """The stream ends after every third event; each reopened one goes on behind the last."""
+    """The stream ends after every seventh event; each reopened one goes on behind the last."""
     async with LegacyServer(marked.COMMAND) as server:
-        server.ids, server.drop_every = True, 3
+        server.ids, server.drop_every = True, 7
         hook = Recorder()
         async with (
             proxied(sse(server.url), hook=hook) as proxy,
@@ -196,13 +196,13 @@ async def test_a_server_with_ids_loses_and_repeats_nothing_although_its_stream_b
         ):
             await client.say("remember", text="kept over all of it")
             for number in range(4):
-                await client.call("talk", token=number, mark=client.mark, steps=4)
+                await client.call("talk", token=number, mark=client.mark, steps=25)
                 assert await client.say("recall") == "kept over all of it"
             notes = [
                 each["params"] for each in client.messages if each.get("method") == "notifications/progress"
             ]
             assert [(note["progressToken"], note["progress"]) for note in notes] == [
-                (number, step) for number in range(4) for step in range(1, 5)
+                (number, step) for number in range(4) for step in range(1, 26)
             ]
             assert len(server.sessions) == 1
             assert len(hook.happened("reconnect_ok")) >= 5
