@@ -24,6 +24,8 @@ MCPDIAG = [sys.executable, "-m", "mcpdiag"]
 TINY = ["--clients", "2", "--seconds", "0.1", "--warmup", "0.02", "--repeat", "1"]
 SHIPPED = Path(__file__).parents[2] / "benchmarks" / "targets.toml"
 
+pytestmark = pytest.mark.slow  # each starts several proxies
+
 
 def bench(*args: str, cwd: Path, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     found = subprocess.run(
