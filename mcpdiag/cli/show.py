@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mcpdiag.samples.frame import DataFrame
 
 ROWS = 20
+DETAIL = 200  # characters
 _SUMMARY = {
     "count": "calls", "error_rate": "errors", "rps": "per s", "total_p50_ms": "p50 ms", "total_p99_ms": "p99 ms",
     "queue_p99_ms": "queue p99", "first_p99_ms": "first p99",
@@ -60,11 +61,11 @@ def show(
 
 
 def _table(title: str, *columns: str, words: int = 1) -> Table:
+    """A table whose first `words` columns are text, and the others numbers that are never cut."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
-        table.add_column(
-            column, justify="left" if number < words else "right", overflow="fold", no_wrap=number >= words
-        )
+        text = number < words
+        table.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     return table
 
 
@@ -105,9 +106,11 @@ def _processes(memory: DataFrame) -> Table:
 
 
 def _events(events: DataFrame) -> Table:
-    table = _table("events", "kind", "server", "how often", "last detail", words=2)
+    table = _table("events", "times", "kind", "server", words=0)
+    table.columns[1].justify = table.columns[2].justify = "left"
+    table.add_column("last detail", overflow="fold", ratio=1)
     for (kind, upstream), rows in events.groupby(["kind", "upstream"], observed=True):
-        table.add_row(str(kind), str(upstream), f"{len(rows):,}", str(rows["detail"].iloc[-1])[:100])
+        table.add_row(f"{len(rows):,}", str(kind), str(upstream), str(rows["detail"].iloc[-1])[:DETAIL])
     return table
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import mcpdiag
@@ -30,6 +31,11 @@ def test_a_capture_and_the_proxy_itself_show_the_same_calls(tmp_path: Path) -> N
         client = RawClient(proxy.url).initialize()
         for _ in range(3):
             client.call("echo", text="x")
+        for child in psutil.Process().children(recursive=True):
+            if "embedded" in " ".join(child.cmdline()):
+                child.kill()
+        while not len(proxy.recorder.events):
+            time.sleep(0.05)
         while not len(proxy.recorder.memory) or not len(proxy.recorder.pool):
             time.sleep(0.05)
         proxy.recorder.save(tmp_path / "run")
@@ -39,7 +45,9 @@ def test_a_capture_and_the_proxy_itself_show_the_same_calls(tmp_path: Path) -> N
         assert done.returncode == 0, done.stderr
         (line,) = [line for line in done.stdout.splitlines() if " echo " in line]
         assert line.split()[:3] == ["demo", "echo", "3"]
-        for title in ("calls", "pools, at the end", "processes"):
+        (event,) = [line for line in done.stdout.splitlines() if "child_exit" in line]
+        assert event.split()[:4] == ["1", "child_exit", "demo", "the"]
+        for title in ("calls", "pools, at the end", "processes", "events"):
             assert title in done.stdout
         assert max(map(len, done.stdout.splitlines())) <= 100
 
