@@ -141,7 +141,7 @@ class HttpSession(Session):
         if self._link is not None:
             self._link.drop()
         self._link = await dial(self._head, self, self.timeout_s)
-        self.write = self._link.write  # type: ignore[method-assign]  # spares a call on the hot path
+        self.write = self._link.write
         self.usable = True
 
     def halves(self, method: str, params: Mapping[str, Any], extra: Mapping[str, str]) -> wire.Halves:

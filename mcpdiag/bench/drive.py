@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import cycle
 from time import perf_counter_ns
 
@@ -19,7 +20,7 @@ PICKS = 4096
 GRACE_S = 1.0  # after the timeout of the last call
 
 
-class Drive:
+class Drive(ABC):
     """What both loops share: whose turn it is, the samples, lost sessions, calls without an answer."""
 
     def __init__(self, spec: LoadSpec, clients: Sequence[Sequence[Session]]) -> None:
@@ -73,13 +74,13 @@ class Drive:
             await asyncio.gather(sweeper, *self._tasks, return_exceptions=True)
             self.finish()
 
+    @abstractmethod
     def begin(self, start: int) -> None:
         """Start calling; `start` is now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def next(self, turn: int) -> None:
         """A client is free."""
-        raise NotImplementedError
 
     def finish(self) -> None:
         """Nothing more will be sent or awaited: what is still on its way has failed."""
@@ -88,6 +89,7 @@ class Drive:
             self.record(session.intended_ns, session.sent_ns, now, session.call, TIMEOUT)
             session.abort()
 
+    @abstractmethod
     def lost(self, at: int) -> None:
         """An attempt to get a session back has failed, begun at `at`."""
 
@@ -105,8 +107,8 @@ class Drive:
         else:
             self.own(self._renew_and_send(session, call, intended, worn))
 
-    def own(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]
+    def own(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

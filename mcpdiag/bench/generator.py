@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
@@ -66,16 +66,21 @@ class Generator:
     ) -> None:
         process = self._process
         assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
         if kind is not None:
             process.terminate()
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+        stop(process)
         self._folder.cleanup()
+
+
+def stop(process: subprocess.Popen[Any]) -> None:
+    """Close the pipes of a process that ends with its stdin, and see that it does."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()

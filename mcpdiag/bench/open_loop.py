@@ -62,6 +62,9 @@ class Open(Drive):
         if self._at == len(self._due) and len(self._free) == len(self.clients):
             self.idle()
 
+    def lost(self, at: int) -> None:
+        """Nothing to note: the call that waits for a session keeps the time at which it was due."""
+
     def finish(self) -> None:
         super().finish()
         self._stop.set()

@@ -7,6 +7,7 @@ has some 20 us for each. `client.py` and `stdio.py` carry the bytes.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter_ns
 from typing import Any
@@ -38,7 +39,7 @@ def _nothing(session: Session) -> None:
     return None
 
 
-class Session:
+class Session(ABC):
     """Opened with `open`, used with `start` (the load) or `request` (a coroutine), ended with `close`.
 
     Attributes:
@@ -59,35 +60,32 @@ class Session:
         self.error = ""
         self.result = b""
         self.usable = False
+        self.write: Callable[[bytes], None]  # sends now; there once the carrier is usable
         self.forgotten = False  # the server does not know the session any more
         self._halves: list[wire.Halves] = []
         self._asked: asyncio.Future[None] | None = None
 
     # -- what a carrier provides ---------------------------------------------------------------------------
 
+    @abstractmethod
     async def connect(self) -> None:
         """Make the carrier usable. Raises SessionError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def halves(self, method: str, params: Mapping[str, Any], extra: Mapping[str, str]) -> wire.Halves:
         """A request around its id, as the carrier sends it."""
-        raise NotImplementedError
 
-    def write(self, data: bytes) -> None:
-        """Send it now."""
-        raise NotImplementedError
-
+    @abstractmethod
     async def notify_initialized(self) -> None:
         """Send `notifications/initialized`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def abort(self) -> None:
         """Drop the carrier; what comes later is ignored."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def close(self) -> None:
         """End the session and the carrier; never raises."""
-        raise NotImplementedError
 
     # -- life ----------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcpdiag import embedded, embedded_http
+from mcpdiag.bench.generator import stop
 from mcpdiag.bench.matrix import PoolKey
 from mcpdiag.errors import StartError
 
@@ -155,10 +156,4 @@ def _embedded_http() -> Iterator[str]:
             raise StartError("the embedded HTTP server did not start")
         yield url
     finally:
-        process.stdin.close()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+        stop(process)

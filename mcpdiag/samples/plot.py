@@ -228,9 +228,18 @@ def _relay(requests: DataFrame) -> Any:
 
 
 def _time(ax: Axes) -> None:
-    ax.xaxis.set_major_locator(mdates.AutoDateLocator(minticks=3, maxticks=5))  # type: ignore[no-untyped-call]
-    ax.xaxis.set_major_formatter(mdates.DateFormatter("%H:%M:%S"))  # type: ignore[no-untyped-call]
+    ax.xaxis.set_major_locator(mdates.AutoDateLocator(minticks=3, maxticks=5))  # type: ignore[no-untyped-call]  # in matplotlib
+    ax.xaxis.set_major_formatter(FuncFormatter(_time_of_day))
     ax.set_xlabel("time of day, UTC")
+
+
+def _time_of_day(days: float, _: int | None) -> str:
+    """With as much of a second as ticks that are close together need; at midnight the date."""
+    moment = mdates.num2date(days)  # type: ignore[no-untyped-call]  # in matplotlib
+    text = (
+        f"{moment:%H:%M:%S.%f}".rstrip("0").removesuffix(".") if moment.microsecond else f"{moment:%H:%M:%S}"
+    )
+    return f"{moment:%m-%d}" if text == "00:00:00" else text
 
 
 def _short(text: object) -> str:

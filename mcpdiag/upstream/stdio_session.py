@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import anyio
@@ -162,7 +163,9 @@ class StdioSession:
             return lease
         async with self._opening:
             if (lease := self._lease) is not None:
+                began = perf_counter()
                 await upstream.settled(lease.connection)
+                exchange.note_wait(perf_counter() - began, reused=True)
                 if lease.connection.healthy:
                     return lease
                 self._drop()
@@ -172,7 +175,9 @@ class StdioSession:
             try:
                 if upstream.mode != "session":
                     lease.pin()
+                began = perf_counter()
                 await self._catch_up(exchange, link)
+                exchange.note_wait(perf_counter() - began, reused=False)
             except BaseException:
                 lease.release(reusable=False)
                 raise

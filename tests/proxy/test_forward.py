@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
 import anyio
+import psutil
 import pytest
 
 from mcpdiag.config import UpstreamConfig
@@ -134,6 +135,23 @@ async def test_keep_alives_also_flow_on_the_listening_stream_of_an_http_server()
             await until(lambda: stream.comments >= 2)
             server.push(event({"jsonrpc": "2.0", "method": "notifications/message", "params": {"data": "x"}}))
             await until(lambda: stream.messages)
+
+
+async def test_waiting_for_a_new_process_is_not_told_as_time_of_the_answer() -> None:
+    """Neither the look whether a server lives on, nor the start of the one that replaces it."""
+    hook = Recorder()
+    async with proxied(SERVER, hook=hook, proved=False) as proxy, Client.session(proxy.url) as client:
+        await client.say("echo", text="x")
+        await client.say("echo", text="x")
+        for child in psutil.Process().children(recursive=True):
+            if "marked" in " ".join(child.cmdline()):
+                child.kill()
+        await until(lambda: hook.happened("child_exit"))
+        await client.say("echo", text="x")
+    first, _, last = [done for done in hook.done if done.target == "echo"]
+    assert first.queue_ms > 50, "SETTLE is 100 ms, and nobody could use the process meanwhile"
+    assert last.connect_ms > 0
+    assert hook.happened("recover")
 
 
 # -- what an HTTP server says is relayed as it is ------------------------------------------------------------------

@@ -152,3 +152,14 @@ def test_the_percentiles_of_the_latency_are_those_of_each_bin() -> None:
     ax = plot.latency(frame, every="100s", quantiles=(0.5,))
     drawn = float(np.asarray(ax.lines[0].get_ydata(), dtype=float)[0])
     assert drawn == pytest.approx(float(np.quantile(frame["total_ms"], 0.5)), rel=1e-6)
+
+
+@pytest.mark.parametrize("freq", ["40us", "10ms", "20ms", "1s", "1min"])
+def test_no_two_ticks_of_time_say_the_same(freq: str) -> None:
+    frame = requests()
+    frame["ts"] = pd.date_range(START, periods=COUNT, freq=freq)
+    ax = plot.latency(frame, every="100ms")
+    ax.figure.canvas.draw()
+    labels = [label.get_text() for label in ax.get_xticklabels()]
+    assert len(labels) == len({*labels})
+    assert overlaps(ax) == []
