@@ -14,7 +14,6 @@ import anyio
 import pytest
 from mcp import ClientSession, types
 from mcp.client.streamable_http import streamable_http_client
-from mcp.shared.exceptions import McpError
 from pydantic import AnyUrl
 
 from mcpdiag.serve import Proxy
@@ -54,13 +53,16 @@ async def start(command: list[str], port: int) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("kind", SERVERS)
 async def test_a_client_does_not_notice_that_its_server_was_killed_and_restarted(kind: str) -> None:
-    """No call fails once it is back, the client keeps its session, what it subscribed to still fires."""
+    """No call fails, the client keeps its session, what it subscribed to still fires.
+
+    A call that is made while the server is away is answered late.
+    """
     command, tool, resource = SERVERS[kind]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = await start(command(port), port)
-    hook, updated, server_up = Recorder(), list[str](), True
+    hook, updated = Recorder(), list[str]()
 
     async def on_message(message: Any) -> None:
         if isinstance(message, types.ServerNotification) and isinstance(
@@ -80,28 +82,20 @@ async def test_a_client_does_not_notice_that_its_server_was_killed_and_restarted
                 await client.subscribe_resource(AnyUrl(resource))
 
             async def call() -> None:
-                arguments = {} if resource else {"a": 1, "b": 2}
-                try:
-                    result = await client.call_tool(tool, arguments)
-                except McpError:
-                    assert not server_up
-                else:
-                    assert not result.isError
+                result = await client.call_tool(tool, {} if resource else {"a": 1, "b": 2})
+                assert not result.isError
 
             for _ in range(3):
                 await call()
             for _ in range(2):
                 updated.clear()
-                server_up = False
                 process.kill()
                 process.wait()
-                with anyio.move_on_after(1.0):
-                    await call()
-                process = await start(command(port), port)
-                server_up = True
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(call)
+                    process = await start(command(port), port)
                 for _ in range(5):
                     await call()
-                    await anyio.sleep(0.1)
                 with anyio.fail_after(20):
                     while resource and not updated:
                         await call()
