@@ -186,7 +186,9 @@ def test_keyboard_interrupt_in_the_caller_leaves_the_proxy_working() -> None:
     """What interrupting a notebook cell does: the signal reaches the main thread only."""
     with mcpdiag.serve({"demo": COMMAND}, port=0) as proxy:
         client = RawClient(proxy.url).initialize()
-        threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+        main = threading.main_thread().ident
+        assert main is not None
+        threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGINT]).start()
         with pytest.raises(KeyboardInterrupt):
             threading.Event().wait(10)
         assert client.call("echo", text="still here") == "still here"

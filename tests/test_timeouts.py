@@ -187,14 +187,15 @@ async def test_a_listening_stream_that_an_http_server_does_not_open_is_refused_i
         timeouts = upstream.config.timeouts.model_copy(
             update={"request_timeout": 0.2, "connect_timeout": 0.2}
         )
-        upstream.config = upstream.config.model_copy(update={"timeouts": timeouts})
+        dialer = upstream.dialer  # type: ignore[union-attr]
+        upstream.config = dialer._config = upstream.config.model_copy(update={"timeouts": timeouts})
         with blackhole() as url:
             port = int(url.split(":")[2].split("/")[0])
-            dialer = upstream.dialer  # type: ignore[union-attr]
             dialer.origin = type(dialer.origin)("http", "127.0.0.1", port)
             response = await client.http.get(client.url, headers=client.headers)
         assert response.status_code == 504
-        assert response.json()["error"]["data"]["type"] == "connect_timeout"
+        data = response.json()["error"]["data"]
+        assert (data["type"], data["limit_ms"]) == ("connect_timeout", 200)
 
 
 # -- stdio servers --------------------------------------------------------------------------------------------
