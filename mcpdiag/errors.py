@@ -1,4 +1,4 @@
-"""Every error mcpdiag raises, by who is to blame.
+"""Every error mcpdiag raises, by who is to blame::
 
     McpDiagError
     ├── ConfigError            the operator's settings are wrong (exit code 2)

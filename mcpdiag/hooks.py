@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import msgspec
+
 
 class Trace(Protocol):
     """The place of one exchange in a distributed trace. `carrier` is what its server gets in `_meta`."""
@@ -25,8 +27,7 @@ class Tracer(Protocol):
         """An exchange begins; `carrier` holds `traceparent` and `tracestate` of its request, if there are any."""
 
 
-@dataclass(slots=True)
-class ExchangeDone:
+class ExchangeDone(msgspec.Struct, frozen=True, gc=False):
     """One JSON-RPC request and everything that came back, told once, at its end.
 
     Durations are milliseconds on the monotonic clock. `first_ms` is the time from sending the request to
@@ -67,7 +68,8 @@ class Happened:
     Kinds so far: `child_exit`, `stray_output`, `undelivered`, `single_shot`, `session_end`,
     `connect_failed`, `timeout`, `return_overflow`, `recover`; `session_lost` and `transport` of HTTP+SSE servers;
     `reconnect_attempt`, `reconnect_ok` and `reconnect_gave_up` of event streams, with the number of the attempt since
-    the last message and, for the first of them, the delay before it in milliseconds.
+    the last message and, for the first of them, the delay before it in milliseconds; `heap_window`, whose detail is
+    `open NAME`, `close NAME: SECONDS` or `skip NAME: REASON`.
     """
 
     kind: str

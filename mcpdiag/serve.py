@@ -27,16 +27,17 @@ from anyio.abc import TaskGroup
 from mcpdiag.config import ProxyConfig, UpstreamConfig
 from mcpdiag.config.load import load
 from mcpdiag.connection.reaper import Reaper
-from mcpdiag.errors import ConfigError, StartError
+from mcpdiag.errors import ConfigError, HeapError, StartError
 from mcpdiag.hooks import NO_HOOK, Hook
+from mcpdiag.html.proxy import proxy_html
 from mcpdiag.listeners import Listeners
-from mcpdiag.proxy.admin import admin_app
 from mcpdiag.proxy.endpoint import Endpoint
 from mcpdiag.proxy.gate import Gate
 from mcpdiag.proxy.guard import Guard
 from mcpdiag.proxy.session import Sessions
 from mcpdiag.proxy.stdio import StdioFront
 from mcpdiag.samples.gauge import Gauge, PoolReading
+from mcpdiag.samples.heap_servers import HeapServers
 from mcpdiag.samples.recorder import Recorder
 from mcpdiag.samples.sampling import Sampling
 from mcpdiag.samples.writer import Writer
@@ -52,10 +53,10 @@ Clock = Callable[[], float]
 
 
 class Proxy:
-    """A proxy in front of one or more MCP servers, as an async context manager.
+    """A proxy in front of one or more MCP servers, as an async context manager::
 
-    async with Proxy({"everything": ["npx", "-y", "@modelcontextprotocol/server-everything"]}) as proxy:
-        print(proxy.url)
+        async with Proxy({"everything": ["npx", "-y", "@modelcontextprotocol/server-everything"]}) as proxy:
+            print(proxy.url)
 
     Args:
         upstreams: by name: a command as a list, a URL, or a mapping with the fields of `UpstreamConfig`;
@@ -90,12 +91,15 @@ class Proxy:
         self.admin_url = ""
         self.front: StdioFront | None = None
         self._stdio = stdio
-        if self.config.capture is not None and not record:
-            raise ConfigError(["found capture without recording; leave out record=False, or capture"])
+        if not record and (wrong := _needs_recording(self.config)):
+            raise ConfigError(
+                [f"found {name} without recording; leave out record=False, or {name}" for name in wrong]
+            )
         front: Literal["tcp", "pipe"] = "tcp" if stdio is None else "pipe"
         self._listeners = Listeners(self.config, hook, self.stats, record=record, front=front)
         self._recorder = self._listeners.recorder
         self._sampling: Sampling | None = None
+        self._heap_servers: HeapServers | None = None
         self._hook = self._listeners.hook
         self._upstreams: list[StdioUpstream | HttpUpstream] = []
         self._sessions: Sessions | None = None
@@ -119,6 +123,7 @@ class Proxy:
         clock = asyncio.get_running_loop().time  # anyio.current_time looks the loop up at every call
         self._started_at = time.monotonic()
         try:
+            upstreams = await self._prepare_heap()
             reaper = self._stack.enter_context(Reaper())
             self._tasks = await self._stack.enter_async_context(anyio.create_task_group())
             sessions = self._sessions = Sessions(
@@ -130,9 +135,7 @@ class Proxy:
                 hook=self._hook,
                 clock=clock,
             )
-            self._upstreams = [
-                self._upstream(name, each, reaper, clock) for name, each in config.upstreams.items()
-            ]
+            self._upstreams = [self._upstream(name, each, reaper, clock) for name, each in upstreams.items()]
             for upstream in self._upstreams:
                 await upstream.start(self._tasks)
             self._tasks.start_soon(sessions.run)
@@ -147,6 +150,8 @@ class Proxy:
                 self.front = self._front(sessions, self._gate, *self._stdio)
                 await self._tasks.start(self.front.run)
             if admin is not None:
+                from mcpdiag.proxy.admin import admin_app  # starlette takes a quarter of the time of a start
+
                 listeners = self._listeners
                 app = admin_app(
                     guard, lambda: not self._closing, self.stats, listeners.metrics, listeners.frames
@@ -200,6 +205,26 @@ class Proxy:
         )
         return upstream
 
+    async def _prepare_heap(self) -> Mapping[str, UpstreamConfig]:
+        """The upstreams, with commands that run under memray those that are to; what is missing is said at the start."""
+        recorder, config = self._recorder, self.config
+        if recorder is None:
+            return config.upstreams
+        upstreams: Mapping[str, UpstreamConfig] = config.upstreams
+        try:
+            if config.heap_every is not None:
+                await recorder.heap.check()
+            if any(each.heap_upstream for each in upstreams.values()):
+                servers = HeapServers(recorder.heap.rows)
+                self._stack.callback(servers.close)
+                upstreams = await anyio.to_thread.run_sync(servers.prepare, upstreams)
+                self._heap_servers = servers
+        except HeapError as error:
+            raise StartError(str(error)) from None
+        look = None if self._heap_servers is None else self._heap_servers.look
+        recorder.heap.connect(self._hook, asyncio.get_running_loop(), look)
+        return upstreams
+
     def _start_sampling(self) -> None:
         recorder, config = self._recorder, self.config
         if recorder is None:
@@ -209,7 +234,10 @@ class Proxy:
         except (ImportError, ValueError, OSError) as error:
             raise StartError(f"nothing can be captured: {error}") from None
         gauge = Gauge(recorder, self._pools, self._pids, every=config.sample_every)
-        self._sampling = Sampling(recorder, gauge, writer)
+        windows = None if config.heap_every is None else (config.heap_every, config.heap_for)
+        self._sampling = Sampling(
+            recorder, gauge, writer, heap_windows=windows, heap_servers=self._heap_servers
+        )
         assert self._tasks is not None
         self._tasks.start_soon(self._sampling.run)
 
@@ -227,7 +255,7 @@ class Proxy:
         assert self._tasks is not None
         server = Server(app)
         self._servers.append(server)
-        self._tasks.start_soon(server.serve, [listener])
+        self._tasks.start_soon(server.serve, listener)
         await server.is_up.wait()
 
     # -- look ---------------------------------------------------------------------------------------------
@@ -262,6 +290,11 @@ class Proxy:
             },
         }
 
+    def _repr_html_(self) -> str:
+        begun, ended = self._closed is not None, self._closed is not None and self._closed.is_set()
+        state = "stopped" if ended else "stopping" if self._closing else "running" if begun else "not started"
+        return proxy_html(state, self.config, self.urls, self.admin_url, self.stats())
+
     # -- stop ---------------------------------------------------------------------------------------------
 
     async def aclose(self, *, force: bool = False) -> None:
@@ -290,13 +323,12 @@ class Proxy:
             if self.front is not None:
                 await self.front.aclose(force=self._force.is_set())
             for server in self._servers:
-                server.should_exit = True
-                server.force_exit = self._force.is_set()
+                server.stop(force=self._force.is_set())
                 await server.is_down.wait()
             if self._sessions is not None:
                 self._sessions.stop()
             if self._sampling is not None:
-                await self._sampling.aclose()
+                await self._sampling.aclose(self._force)
             await self._listeners.aclose()
             self._closed.set()
 
@@ -334,10 +366,10 @@ def _stateless_numbers(upstream: StdioUpstream | HttpUpstream) -> dict[str, Any]
 
 
 class BackgroundProxy:
-    """A proxy in a thread of its own with its own event loop, for synchronous code and notebooks.
+    """A proxy in a thread of its own with its own event loop, for synchronous code and notebooks::
 
-    with mcpdiag.serve({"files": ["uvx", "mcp-server-filesystem"]}) as proxy:
-        print(proxy.url)
+        with mcpdiag.serve({"files": ["uvx", "mcp-server-filesystem"]}) as proxy:
+            print(proxy.url)
 
     Interrupting a cell (KeyboardInterrupt) reaches only the caller's thread: the proxy goes on serving.
     """
@@ -409,6 +441,9 @@ class BackgroundProxy:
         """See `Proxy.stats`."""
         return self._proxy.stats()
 
+    def _repr_html_(self) -> str:
+        return self._proxy._repr_html_()
+
     def close(self) -> None:
         """Shut down as `Proxy.aclose` does and wait for the thread. Idempotent."""
         atexit.unregister(self.close)
@@ -468,6 +503,16 @@ def _fields(upstream: str | Sequence[str] | Mapping[str, Any] | UpstreamConfig) 
 def _url(host: str, listener: socket.socket) -> str:
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def _needs_recording(config: ProxyConfig) -> list[str]:
+    """The settings that say something of a recorder."""
+    wanted = {
+        "capture": config.capture is not None,
+        "heap_every": config.heap_every is not None,
+        "heap_upstream": any(each.heap_upstream for each in config.upstreams.values()),
+    }
+    return [name for name, given in wanted.items() if given]
 
 
 def _check_commands(config: ProxyConfig) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import subprocess
 import sys
-import types
+from pathlib import Path
+
+import pytest
 
 import mcpdiag
 from mcpdiag import errors
@@ -16,13 +20,33 @@ def test_all_names_exist_and_are_sorted() -> None:
         assert hasattr(mcpdiag, name), name
 
 
-def test_all_is_everything_public() -> None:
-    public = {
-        name
-        for name, value in vars(mcpdiag).items()
-        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+def test_every_name_comes_from_where_type_checkers_find_it() -> None:
+    tree = ast.parse(Path(mcpdiag.__file__).read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]  # if TYPE_CHECKING
+    imported = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    told = {
+        alias.asname or alias.name: (node.module, alias.name) for node in imported for alias in node.names
     }
-    assert public == set(mcpdiag.__all__) - {"__version__"}
+    assert told == {name: (home, mcpdiag._ORIGINAL.get(name, name)) for name, home in mcpdiag._HOME.items()}
+    for name, (module, original) in told.items():
+        assert module is not None
+        assert getattr(mcpdiag, name) is getattr(importlib.import_module(module), original)
+
+
+def test_all_is_everything_public() -> None:
+    here = {"__version__", "load_ipython_extension"}
+    assert {*mcpdiag.__all__} == {*mcpdiag._HOME, *here} == {*dir(mcpdiag)}
+
+
+def test_a_name_that_does_not_exist_is_said_so() -> None:
+    with pytest.raises(AttributeError, match="module 'mcpdiag' has no attribute 'sreve'"):
+        mcpdiag.sreve  # noqa: B018
+
+
+def test_serve_is_the_function_also_after_its_module_was_imported() -> None:
+    code = "import mcpdiag.serve, mcpdiag; from mcpdiag import serve; print(callable(mcpdiag.serve), callable(serve))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "True True\n"
 
 
 def test_every_error_is_exported_and_drawn_in_the_tree() -> None:
@@ -44,6 +68,14 @@ def test_error_types_and_codes_are_one_to_one() -> None:
 
 def test_importing_the_package_costs_no_heavy_library() -> None:
     heavy = ["pandas", "matplotlib", "memray", "numpy", "pyarrow", "psutil", "mcp", "typer", "httpx"]
-    code = f"import mcpdiag, sys; print([name for name in {heavy!r} if name in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    code = "import mcpdiag, sys; print([name for name in {!r} if name in sys.modules])"
+    unused = subprocess.run(
+        [sys.executable, "-c", code.format(["pydantic", "anyio", "asyncio", *heavy])],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert unused.stdout == "[]\n"
+    code = "import mcpdiag, sys; [getattr(mcpdiag, name) for name in mcpdiag.__all__]\n" + code.format(heavy)
+    used = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert used.stdout == "[]\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mcpdiag"
-GROUND = ["errors", "config", "hooks", "embedded", "embedded_http"]
+GROUND = ["errors", "config", "hooks", "html", "embedded", "embedded_http"]
 FLOORS = [
     GROUND,
     ["protocol"],
@@ -29,21 +29,26 @@ FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floo
 CONFINED = {
     "httpx": {"upstream"},
     "httpx_sse": {"upstream"},
-    "uvicorn": {"server"},
     "uvloop": {"serve", "bench.load"},
     "starlette": {"proxy.admin"},
-    "httptools": {"connection.http1", "bench.client"},
+    "httptools": {"connection.http1", "server.connection", "bench.client"},
     "typer": {"cli"},
     "rich": {"cli"},
     "mcp": {"cli.demo"},
-    "pandas": {"samples.frame", "samples.heap_frame"},
-    "numpy": {"samples.frame", "samples.plot"},
-    "pyarrow": {"samples.parts", "samples.wire", "samples.remote", "bench.raw"},
-    "psutil": {"samples.processes"},
-    "matplotlib": {"samples.plot"},
+    "pandas": {"samples.frame", "samples.heap_frame", "notebook.history"},
+    "numpy": {"samples.columns", "samples.plot"},
+    "pyarrow": {"samples.parts", "samples.wire", "samples.remote", "bench.raw", "bench.readings"},
+    "psutil": {"samples.processes", "bench.vitals"},
+    "matplotlib": {"samples.plot", "notebook.picture"},
+    "IPython": {"notebook"},
+    "nbclient": {"cli.report_make"},
+    "jupyter_client": {"cli.report_make"},
+    "nbformat": {"cli.report_make"},
+    "nbconvert": {"cli.report_page"},
     "memray": {"samples.heap_records"},
     "prometheus_client": {"export.prometheus"},
     "opentelemetry": {"export.otel"},
+    "locust": {"bench.locust"},
 }  # fmt: skip
 
 
@@ -107,7 +112,7 @@ def test_every_import_goes_down(path: Path) -> None:
     ("room", "source"),
     [
         ("protocol.message", "from mcpdiag.pool.pool import Pool"),
-        ("pool.pool", "import uvicorn"),
+        ("pool.pool", "import starlette"),
         ("connection.stdio", "from mcpdiag.upstream import base"),
         ("proxy.endpoint", "import starlette.applications"),
         ("config", "from mcpdiag.protocol.message import Message"),

@@ -39,7 +39,7 @@ class Recorder:
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Callable[..., object]:
-    """Runs an async function on asyncio's own loop and on uvloop (uvicorn knows no trio)."""
+    """Runs an async function on asyncio's own loop and on uvloop (its server is asyncio's)."""
 
     def runner(main: Callable[[], object]) -> object:
         options = {"use_uvloop": request.param == "uvloop"}

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mcpdiag import __version__
-from mcpdiag.cli import bench, demo, proxy, show
+from mcpdiag.cli import bench, demo, proxy, report, show, top
 from mcpdiag.errors import AttachError, ConfigError, McpDiagError, StartError
 
 app = typer.Typer(
@@ -21,6 +21,8 @@ app = typer.Typer(
 app.command(name="proxy", no_args_is_help=True)(proxy.proxy)
 app.command(name="demo")(demo.demo)
 app.command(name="show", no_args_is_help=True)(show.show)
+app.command(name="report", no_args_is_help=True)(report.report)
+app.command(name="top", no_args_is_help=True)(top.top)
 app.add_typer(bench.app, name="bench")
 
 

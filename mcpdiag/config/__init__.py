@@ -162,11 +162,13 @@ class _Settings(BaseModel):
 class Timeouts(_Settings):
     """Five limits of one exchange, in seconds (docs/behaviour.md).
 
-    Timeouts()                                 the defaults
-    Timeouts(request_timeout=5)                first byte or message of the answer within 5 s
-    Timeouts(response_timeout="2m")            up to two minutes of silence inside an answer
-    Timeouts(deadline=30)                      nothing takes longer than 30 s, retries included
-    Timeouts(acquire_timeout="500ms")          fail fast when the pool is exhausted
+    For example::
+
+        Timeouts()                             the defaults
+        Timeouts(request_timeout=5)            first byte or message of the answer within 5 s
+        Timeouts(response_timeout="2m")        up to two minutes of silence inside an answer
+        Timeouts(deadline=30)                  nothing takes longer than 30 s, retries included
+        Timeouts(acquire_timeout="500ms")      fail fast when the pool is exhausted
     """
 
     acquire_timeout: PositiveSeconds = 5.0
@@ -245,6 +247,7 @@ class UpstreamConfig(_Settings):
     pool: PoolLimits = PoolLimits()
     reconnect: ReconnectPolicy = ReconnectPolicy()
     retries: Annotated[Whole, Field(ge=0, le=10)] = 0
+    heap_upstream: bool = False
     max_message_bytes: Annotated[Whole, Field(ge=1024)] = 16 * 1024 * 1024
     close_timeout: PositiveSeconds = 2.0
     _written_url: str | None = PrivateAttr(default=None)
@@ -289,6 +292,17 @@ class UpstreamConfig(_Settings):
         for name in unused:
             if self._differs(name):
                 raise rule(f"found it without '{kind}', which it goes with; remove it", name, kind)
+        return self
+
+    @model_validator(mode="after")
+    def _heap_of_a_process(self) -> UpstreamConfig:
+        if self.heap_upstream and self.url is not None:
+            raise rule(
+                f"found it for {public_url(self.url)}, which is no process of this proxy; "
+                "set it for the upstreams that are Python programs",
+                "heap_upstream",
+                "url",
+            )
         return self
 
     @model_validator(mode="after")
@@ -337,7 +351,7 @@ class UpstreamConfig(_Settings):
         return None if self.url is None else public_url(self._written_url or self.url)
 
     def show_url_as(self, written: str) -> None:
-        """From now on, show the URL as the file wrote it, with its `${VAR}`s: their values may be secrets."""
+        """From now on, show the URL as the file wrote it, with each `${VAR}` in it: its value may be a secret."""
         self._written_url = written
 
     @property
@@ -355,6 +369,7 @@ class ProxyConfig(_Settings):
 
     `max_stored_events` and `max_stored_bytes` bound what each session keeps for clients that resume a stream.
     `sample_every` is how often pools and processes are read, `capture` the folder that all samples are written to;
+    `heap_every` is how often a heap window of `heap_for` seconds is opened (docs/heap.md), None for never;
     `otlp` sends metrics and traces to where the `OTEL_EXPORTER_OTLP_*` variables say.
     """
 
@@ -375,6 +390,8 @@ class ProxyConfig(_Settings):
     keepalive_interval: PositiveSeconds = 15.0
     sample_every: PositiveSeconds = 1.0
     capture: Path | None = None
+    heap_every: PositiveSeconds | None = None
+    heap_for: PositiveSeconds = 2.0
     otlp: bool = False
 
     @field_validator("token")
@@ -403,6 +420,24 @@ class ProxyConfig(_Settings):
         if self.admin_port == self.port != 0:
             raise rule(
                 f"found {self.port}, which is 'port' too; give the two different ports", "admin_port", "port"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _heap_windows_leave_time(self) -> ProxyConfig:
+        if self.heap_every is None:
+            if self.heap_for != type(self).model_fields["heap_for"].default:
+                raise rule(
+                    "found it without 'heap_every', which it goes with; give both, or remove it",
+                    "heap_for",
+                    "heap_every",
+                )
+        elif self.heap_for >= self.heap_every:
+            raise rule(
+                f"found windows of {self.heap_for:g} s (heap_for) every {self.heap_every:g} s (heap_every), which "
+                "leaves no time without one; lower heap_for, or raise heap_every",
+                "heap_for",
+                "heap_every",
             )
         return self
 

@@ -281,14 +281,17 @@ class Ledger(Generic[C]):
         self._move(slot, RETURNING)
         return True
 
-    def returned(self, slot: Slot[C], now: float) -> None:
-        """A slot came off the return channel: reuse it, or doom it."""
+    def returned(self, slot: Slot[C], now: float, *, look: bool = True) -> None:
+        """A slot came off the return channel: reuse it, or doom it.
+
+        With `look` false nobody waits and somebody is about to `take`, who asks it for its health anyway.
+        """
         connection = slot.connection
         if slot.state is not RETURNING or connection is None:
             return
         if self.shutting:
             self._doom(slot)
-        elif not connection.healthy:
+        elif (look or self.waiters) and not connection.healthy:
             self._doom_lost(slot)
         elif now >= slot.expires_at:
             self.count.closed_lifetime += 1

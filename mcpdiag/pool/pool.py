@@ -107,7 +107,7 @@ class Pool(Generic[C]):
             raise ShuttingDown(f"the pool of '{self.name}' is closing")
         slot = ledger.take(exclusive=exclusive)
         if slot is None:
-            upkeep.drain()
+            upkeep.drain(look=False)
             slot = ledger.take(exclusive=exclusive)
         if ledger.doomed:
             upkeep.settle()

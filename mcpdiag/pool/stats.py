@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from mcpdiag.html import pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +43,11 @@ class PoolStats:
     closed_lost: int = 0  # the server ended them
     closed_single_shot: int = 0  # the server ends every connection after one exchange
     pins: int = 0  # leases that became a session's own for good
+
+    def _repr_html_(self) -> str:
+        numbers = [*asdict(self).items()]
+        now, counted = numbers[:_GAUGES], numbers[_GAUGES:]
+        return pairs(now, caption="pool, now") + pairs(counted, caption="since the start")
+
+
+_GAUGES: Final = 8

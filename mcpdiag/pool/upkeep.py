@@ -26,6 +26,11 @@ from mcpdiag.pool.waiter import Waiter
 C = TypeVar("C", bound=Connection)
 log = logging.getLogger("mcpdiag.pool")
 Connect = Callable[[], Awaitable[C]]
+# Above so many returns a second this task looks only every LINGER seconds: a wake for each costs a tenth of the
+# throughput, and whoever needs what is on the channel drains it without this task.
+BUSY_RATE = 1000.0
+BUSY_LOOK = 0.05  # seconds over which the rate is taken
+LINGER = 0.005
 CLOSE_LIMIT = 30.0  # a connection bounds its own close; this only guards against one that does not
 
 
@@ -61,6 +66,11 @@ class Upkeep(Generic[C]):
         self._hurry = False
         self._changed = anyio.Event()
         self._said_single_shot = False
+        self._busy, self._looked_at, self._returns = (
+            False,
+            0.0,
+            0,
+        )  # how many returns there were when last looked at
 
     # -- the task ----------------------------------------------------------------------------------------
 
@@ -78,6 +88,8 @@ class Upkeep(Generic[C]):
                     while await self.returns.wait():
                         self.drain()
                         self.settle()
+                        if self._is_busy():
+                            await anyio.sleep(LINGER)
                 finally:
                     self.shut()
                     self.force()
@@ -85,6 +97,13 @@ class Upkeep(Generic[C]):
         finally:
             self._tasks = None
             self.stopped.set()
+
+    def _is_busy(self) -> bool:
+        now, returns = self.clock(), self.ledger.count.returns
+        if now - self._looked_at >= BUSY_LOOK:
+            self._busy = returns - self._returns > BUSY_RATE * (now - self._looked_at)
+            self._looked_at, self._returns = now, returns
+        return self._busy
 
     async def _tick(self) -> None:
         while True:  # the sleep comes first: a new pool has nothing to expire
@@ -124,13 +143,15 @@ class Upkeep(Generic[C]):
         if self.ledger.release(slot, reusable=reusable, unused=unused) and not self.returns.put(slot):
             self.ledger.overflowed(slot)
             self._hook.emit(Happened("return_overflow", self.name))
+        elif self.ledger.waiters or self.ledger.shutting:
+            self.drain()
         self.settle()
 
-    def drain(self) -> None:
-        """Take whatever is on the return channel now."""
+    def drain(self, *, look: bool = True) -> None:
+        """Take whatever is on the return channel now (`look`: see `Ledger.returned`)."""
         now = self.clock()
         while (slot := self.returns.take()) is not None:
-            self.ledger.returned(slot, now)
+            self.ledger.returned(slot, now, look=look)
 
     def open_for(self, slot: Slot[C], waiter: Waiter[C]) -> None:
         """Open a connection into a reserved slot, on behalf of a waiter."""

@@ -64,7 +64,7 @@ class Endpoint:
             return
         headers: Headers = {key: value for key, value in scope["headers"] if key in _WANTED}
         method, path, origin = scope["method"], scope["path"], headers.get(b"origin", b"")
-        reply = Reply(send, [])
+        reply = Reply(send, [], scope.get("extensions", {}).get("mcpdiag.direct"))
         try:
             # A browser's preflight carries no credentials; it reveals nothing.
             token = self._guard.token if method == "OPTIONS" else headers.get(b"authorization", b"")

@@ -166,7 +166,7 @@ async def _answer_error(exchange: Exchange, error: McpDiagError, reply: Reply) -
 
 
 async def end(reply: Reply) -> None:
-    """The end of a stream. A client that does not read is not waited for: then uvicorn drops its connection."""
+    """The end of a stream. A client that does not read is not waited for: then the server drops its connection."""
     with anyio.move_on_after(LAST_WORDS):
         await reply.end()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from mcpdiag.errors import ClientError, McpDiagError
 from mcpdiag.protocol.headers import accepts, is_json
@@ -19,6 +19,16 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = dict[bytes, bytes]
 BODY_TIMEOUT = 30.0  # seconds for the body of a request to arrive
+
+
+class Direct(Protocol):
+    """What our own server offers beside ASGI (the extension `mcpdiag.direct`): most exchanges need no more."""
+
+    def whole_body(self) -> bytes | None:
+        """All of the request's body, if it is there already."""
+
+    def whole(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send a complete response at once; `Content-Length` is added."""
 
 
 class Reply:
@@ -41,8 +51,9 @@ class Reply:
     storage: EventStore | None = None
     stored: StoredStream | None = None
 
-    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]], direct: Direct | None = None) -> None:
         self._send = send
+        self._direct = direct
         self.headers = headers
         self.bytes = 0
 
@@ -54,9 +65,12 @@ class Reply:
             return
         self.started = True
         self.bytes += len(body)
-        headers = [*self.headers, (b"content-length", b"%d" % len(body))]
-        if body:
-            headers.append((b"content-type", content_type))
+        headers = [*self.headers, (b"content-type", content_type)] if body else self.headers
+        if self._direct is not None:
+            self.ended = True
+            self._direct.whole(status, headers, body)
+            return
+        headers = [*headers, (b"content-length", b"%d" % len(body))]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
         self.ended = True
@@ -177,6 +191,10 @@ class Request:
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
             raise self._guard.too_large(int(declared))
+        if (direct := self.reply._direct) is not None and (body := direct.whole_body()) is not None:
+            if len(body) > limit:
+                raise self._guard.too_large(len(body))
+            return body
         with open_scope(self._clock() + BODY_TIMEOUT):
             return await self._read(limit)
         raise ClientError(f"the body did not arrive within {BODY_TIMEOUT:g} s; send it faster", status=408)

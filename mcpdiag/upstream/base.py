@@ -188,6 +188,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_inbox",
         "attempts",
         "began",
         "bytes_in",
@@ -200,7 +201,6 @@ class Exchange:
         "error",
         "final",
         "first_at",
-        "inbox",
         "limit",
         "message",
         "messages",
@@ -239,7 +239,7 @@ class Exchange:
         self.limit = timeouts.request_timeout
         self.scope = open_scope(min(now + self.limit, self.deadline_at))
         self.phase = Phase.REQUEST
-        self.inbox = Inbox()
+        self._inbox: Inbox | None = None  # most exchanges with an HTTP server need none
         self.final: bytes | None = None
         self.error: McpDiagError | None = None
         self.cancelled = False
@@ -290,6 +290,15 @@ class Exchange:
         self.limit = limit
         self.scope.deadline = min(now + limit, self.deadline_at)
 
+    @property
+    def inbox(self) -> Inbox:
+        """What has come for it and waits to be sent on; closed once the answer is there."""
+        if self._inbox is None:
+            self._inbox = Inbox()
+            if self.final is not None or self.error is not None:
+                self._inbox.close()
+        return self._inbox
+
     # -- called by whoever reads the connection -----------------------------------------------------------
 
     def deliver(self, data: bytes) -> bool:
@@ -304,13 +313,15 @@ class Exchange:
             self.first_at = self.first_at or perf_counter()
             self.final = data
             self.outcome = "rpc_error" if is_error else "ok"
-            self.inbox.close()
+            if self._inbox is not None:
+                self._inbox.close()
 
     def fail(self, error: McpDiagError) -> None:
         """End without an answer."""
         if self.final is None and self.error is None:
             self.error = error
-            self.inbox.close()
+            if self._inbox is not None:
+                self._inbox.close()
 
     def cancel(self, reason: str) -> None:
         """The client does not want the answer any more."""
@@ -325,7 +336,7 @@ class Exchange:
         self.final = self.error = None
         self.first_at = 0.0
         self.enter(Phase.REQUEST)
-        self.inbox = Inbox()
+        self._inbox = None
 
     def end(self, *, reusable: bool) -> None:
         """Give back whatever the exchange holds. Called once it is over; again does nothing."""

@@ -9,9 +9,10 @@ wherever there is no asyncio, it is anyio's own.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import anyio
 
@@ -43,10 +44,7 @@ def open_scope(deadline: float) -> Scope:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return anyio.CancelScope(deadline=deadline)
-    watch = _watches.get(loop)
-    if watch is None:
-        watch = _watches[loop] = _Watch()
-    return _TaskScope(deadline, watch)
+    return _TaskScope(deadline, _latest[1] if _latest[0]() is loop else _watch_of(loop))
 
 
 class _TaskScope:
@@ -116,4 +114,15 @@ class _Watch:
             loop.call_later(TICK, self._tick)
 
 
+def _watch_of(loop: asyncio.AbstractEventLoop) -> _Watch:
+    global _latest
+    watch = _watches.get(loop)
+    if watch is None:
+        watch = _watches[loop] = _Watch()
+    _latest = (ref(loop), watch)
+    return watch
+
+
 _watches: WeakKeyDictionary[asyncio.AbstractEventLoop, _Watch] = WeakKeyDictionary()
+# The same again for the loop that asked last: looking it up there takes as long as the rest of a scope.
+_latest: tuple[Callable[[], asyncio.AbstractEventLoop | None], _Watch] = (lambda: None, _Watch())

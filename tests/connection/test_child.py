@@ -162,7 +162,7 @@ def test_where_there_are_no_process_groups_it_can_be_imported_and_says_so() -> N
     """As Windows is: no killpg, no SIGKILL, no SIGHUP, no /proc."""
     program = """
 import asyncio, os, select, signal, subprocess, sys, threading
-import anyio, msgspec, anyio._backends._asyncio, mcpdiag
+import anyio, msgspec, anyio._backends._asyncio, mcpdiag.connection.stdio
 for name in [name for name in sys.modules if name.startswith("mcpdiag.connection")]:
     del sys.modules[name]
 for module, names in {os: ["killpg", "getsid", "pidfd_open"], signal: ["SIGKILL", "SIGHUP", "SIGALRM"]}.items():

@@ -565,8 +565,8 @@ async def test_a_stdio_server_does_not_hear_of_a_cancellation_of_an_unknown_call
 
 
 def tasks_of_connections() -> int:
-    """How many requests uvicorn is working on."""
-    return sum("run_asgi" in repr(task.get_coro()) for task in asyncio.all_tasks())
+    """How many requests the server is working on."""
+    return sum("Cycle.run" in repr(task.get_coro()) for task in asyncio.all_tasks())
 
 
 @pytest.mark.slow

@@ -25,19 +25,28 @@ class Session:
         self.streams = 0
         self.task: asyncio.Task[None] | None = None
         self.process: asyncio.subprocess.Process | None = None
+        self.ended = False
 
     async def run(self, command: Sequence[str]) -> None:
+        """Never cancelled: a second cancellation would cut the cleaning up short. `end` ends it."""
         pipe = asyncio.subprocess.PIPE
-        self.process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
-        assert self.process.stdout is not None
-        try:
-            async for line in self.process.stdout:
-                self.say(line.strip())
-        finally:
+        process = self.process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+        assert process.stdout is not None
+        if self.ended:
+            process.kill()
+        async for line in process.stdout:
+            self.say(line.strip())
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        process._transport.close()  # type: ignore[attr-defined]
+        await asyncio.sleep(0.01)  # its pipes close in later turns of the loop
+
+    def end(self) -> None:
+        self.ended = True
+        if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
-            await self.process.wait()
-            self.process._transport.close()  # type: ignore[attr-defined]
 
     def say(self, data: bytes) -> None:
         self.said.append(data)
@@ -66,6 +75,7 @@ class LegacyServer:
         self.port = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[None]] = set()  # of sessions
         self._server: asyncio.Server | None = None
         self._last = 0
 
@@ -85,10 +95,12 @@ class LegacyServer:
         """Drop every connection and forget every session."""
         assert self._server is not None
         self._server.close()
-        tasks = [*self._tasks, *(each.task for each in self.sessions.values() if each.task is not None)]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while waiting := [*self._tasks, *self._running]:
+            for session in self.sessions.values():
+                session.end()
+            await asyncio.wait(waiting)
         self.sessions.clear()
 
     @property
@@ -172,8 +184,8 @@ class LegacyServer:
             session.streams -= 1
             self._writers.discard(writer)
             if not self.ids and session.task is not None:
-                session.task.cancel()
-                await asyncio.gather(session.task, return_exceptions=True)
+                session.end()
+                await asyncio.wait([session.task])
                 self.sessions.pop(session.number, None)
 
     async def _session(self, last_id: str) -> tuple[Session, int]:
@@ -184,6 +196,8 @@ class LegacyServer:
         self._last += 1
         session = self.sessions[self._last] = Session(self._last)
         session.task = asyncio.create_task(session.run(self.command))
+        self._running.add(session.task)
+        session.task.add_done_callback(self._running.discard)
         while session.process is None:
             await asyncio.sleep(0.002)
         return session, 0
