@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
-from html import escape
+from functools import partial
 from typing import TYPE_CHECKING
 
+from mcpdiag.errors import AttachError
+from mcpdiag.html import line, table
+from mcpdiag.samples.heap_windows import HeapWindows
 from mcpdiag.samples.schema import SCHEMA, FrameName
 
 if TYPE_CHECKING:
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 class Samples(ABC):
     """Frames of samples. Their columns, units and meanings are in docs/frames.md and `mcpdiag.samples.schema`.
 
-    Every property builds a new DataFrame. They need pandas.
+    Every property builds a new DataFrame, but `heap`, whose DataFrame is `heap.frame`. They need pandas.
 
     Raises:
         ImportError: pandas is missing; the message says what to install.
@@ -56,6 +59,11 @@ class Samples(ABC):
         return self.frame("memory")
 
     @property
+    def heap(self) -> HeapWindows:
+        """Heap windows: their DataFrame is `heap.frame`, a row a call site; `heap.diff` compares two of them."""
+        return HeapWindows(partial(self.frame, "heap"), lambda: self.dropped["heap"])
+
+    @property
     def events(self) -> DataFrame:
         """One row for whatever happened that is no exchange."""
         return self.frame("events")
@@ -72,15 +80,22 @@ class Samples(ABC):
         return f"<{type(self).__name__} {rows}{f'; dropped {lost}' if lost else ''}>"
 
     def _repr_html_(self) -> str:
-        """Counts, and the summary where pandas is there."""
-        written, dropped = self.written, self.dropped
-        cells = "".join(
-            f"<tr><td>{name}</td><td>{written[name] - dropped[name]:,}</td><td>{dropped[name]:,}</td></tr>"
-            for name in SCHEMA
-        )
-        counts = f"<table><tr><th>frame</th><th>rows</th><th>dropped</th></tr>{cells}</table>"
+        """Counts, and the summary where pandas is there. What cannot be read is said, not raised."""
         try:
-            from mcpdiag.samples.summary import as_html
-        except ImportError as error:
-            return f"{counts}<p>{escape(str(error))}</p>"
-        return counts + as_html(self.summary())
+            written, dropped = self.written, self.dropped
+            counts = [(name, written[name] - dropped[name], dropped[name]) for name in SCHEMA]
+            shown = line("", strong=self._title()) + table(("frame", "rows", "dropped"), counts)
+            if not written["requests"]:
+                return shown + line("no call yet")
+            from mcpdiag.samples.summary import as_html, summarize
+
+            return shown + as_html(summarize(self._to_show(written)))
+        except (ImportError, OSError, ValueError, AttachError) as error:
+            return line("", strong=self._title()) + line(str(error))
+
+    def _title(self) -> str:
+        return type(self).__name__.lower()
+
+    def _to_show(self, written: Mapping[FrameName, int]) -> DataFrame:
+        """The requests that a notebook's summary is of."""
+        return self.requests

@@ -58,6 +58,12 @@ class Capture(Samples):
         frames = self.meta.get("frames", {})
         return {name: int(frames.get(name, {}).get("dropped", 0)) for name in SCHEMA}
 
+    def _title(self) -> str:
+        ended = "" if self.complete else ", not complete: the run goes on, or has ended without order"
+        return (
+            f"capture {self.folder}, of {self.meta.get('clock', {}).get('started', 'an unknown time')}{ended}"
+        )
+
     @property
     def complete(self) -> bool:
         """Whether the run ended in order. If not, up to the last seconds of it are missing, or it goes on."""

@@ -1,4 +1,4 @@
-"""memray windows in the proxy's process: what was allocated meanwhile, by call site. Notebooks and `serve` call it.
+"""memray windows in the proxy's process: what was allocated meanwhile, by call site. `recorder.heap` is one.
 
 While no window is open nothing is tracked, and memray is not even imported. docs/heap.md has costs and limits.
 """
@@ -7,44 +7,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
+import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio import to_thread
 
 from mcpdiag.errors import HeapError
 from mcpdiag.hooks import NO_HOOK, Happened, Hook
-from mcpdiag.samples.heap_records import KINDS, Grown, Site, import_memray, read_sites
-from mcpdiag.samples.heap_tracker import folder, read_in_child, tracker
+from mcpdiag.samples.heap_growth import record
+from mcpdiag.samples.heap_records import Site, import_memray, read_sites
+from mcpdiag.samples.heap_rows import HeapRows, Window
+from mcpdiag.samples.heap_tracker import folder, read_in_child, tracker, wait_for_child
+from mcpdiag.samples.heap_windows import HeapWindows
 
 if TYPE_CHECKING:
     from mcpdiag.samples.frame import DataFrame
 
-LEAST_GROWTH = 16.0  # bytes a request: what a site must gain in each of the last two thirds to be a candidate
-SNAPSHOTS = 90  # memory snapshots of a growth run: the moments at which live bytes are known
+log = logging.getLogger("mcpdiag.samples")
+READ_LIMIT = 30.0  # seconds for reading a window, also when the caller was cancelled
+Servers = Callable[[], Awaitable[int]]
 
 
-class Window(NamedTuple):
-    """A window that has closed. `closed_ns` is nanoseconds since 1970; `sites` has both kinds, each by size."""
-
-    closed_ns: int
-    upstream: str
-    name: str
-    sites: tuple[Site, ...]
-
-
-class Heap:
-    """Heap windows of this process, of which the newest are kept.
+class Heap(HeapWindows):
+    """Heap windows of this process: opens them, and has them as a frame.
 
     with heap.window("steady"): ...              also from a notebook cell, while the proxy runs in another thread
     await heap.snapshot(seconds=5)               a DataFrame of the next five seconds
-    await heap.growth(30, requests=lambda: n)    which call sites grow with the requests: candidates of a leak
-    heap.frame                                   a DataFrame, one row a call site a window
+    await heap.growth(30)                        which call sites grow with the requests: candidates of a leak
+    await heap.servers()                         a DataFrame of the servers that run under memray (`--heap-upstream`)
+    heap.frame                                   a DataFrame, one row a call site, kind and window
+    heap.diff("steady", "later")                 what two windows held, by call site and request
 
     One memray tracker can be active in a process, so there is one window at a time. While it is open the proxy has
     about 0.55 of its throughput, with `python_allocators` 0.35. Without them objects of up to 512 bytes are seen only
@@ -52,8 +48,9 @@ class Heap:
 
     Args:
         hook: is told of the edges: `Happened("heap_window", "", detail="open NAME" or "close NAME: ...")`.
+        rows: where windows are kept; None for a ring of its own, of 20,000 rows.
+        requests: how many requests have ended so far; None if nobody counts.
         directory: for capture files while they are needed; None for the system's temporary directory.
-        windows: how many are kept.
         sites: call sites kept of a window and kind, the largest ones; the others are summed in one row `(other)`.
         loop: where the hook is to be called, if windows are opened in other threads; None to call it in theirs.
     """
@@ -62,17 +59,31 @@ class Heap:
         self,
         hook: Hook = NO_HOOK,
         *,
+        rows: HeapRows | None = None,
+        requests: Callable[[], int] | None = None,
         directory: Path | None = None,
-        windows: int = 100,
         sites: int = 50,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
+        self.rows = HeapRows() if rows is None else rows
+        super().__init__(self._built, lambda: self.rows.ring.dropped)
         self._hook = hook
+        self._requests = requests
         self._directory = directory
         self._sites = sites
         self._loop = loop
-        self._windows: deque[Window] = deque(maxlen=windows)
-        self._count = 0
+        self._servers: Servers | None = None
+        self._counts: dict[str, int] = {}
+
+    def connect(
+        self, hook: Hook, loop: asyncio.AbstractEventLoop | None, servers: Servers | None = None
+    ) -> None:
+        """From now on tell this hook of the edges, on that loop; `serve` calls it.
+
+        Args:
+            servers: keeps the rows of the servers under memray, and returns the number of the first row.
+        """
+        self._hook, self._loop, self._servers = hook, loop, servers
 
     # -- windows ------------------------------------------------------------------------------------------
 
@@ -80,7 +91,9 @@ class Heap:
     def window(self, name: str, *, python_allocators: bool = False) -> Iterator[None]:
         """Track this process during the block, all its threads, and keep the result under that name.
 
-        Opening, closing and reading block the calling thread, and Python as a whole, for some 5 ms each.
+        Opening and closing block Python as a whole for 10 ms and more each, and the first time memray is imported, if
+        `check` has not done it. In the thread of the proxy's loop reading the window blocks too; in other threads a
+        process of its own reads it, which takes a second.
 
         Raises:
             HeapBusy: a tracker is active: another window, or one that a notebook has started itself.
@@ -89,14 +102,14 @@ class Heap:
         """
         with folder(self._directory) as captures:
             path = captures / "window"
-            opened = False
+            span = _Span(self._requests)
             try:
-                with tracker(name, path, self._tell, python_allocators=python_allocators):
-                    opened = True
+                with tracker(name, path, self._tell, python_allocators=python_allocators), span:
                     yield
             finally:
-                if opened:
-                    self._keep(name, path)
+                if span.opened:
+                    beside = self._loop not in (None, _running_loop())
+                    self._keep(name, span, (_beside if beside else read_sites)(path, self._sites))
 
     async def snapshot(
         self, seconds: float = 5.0, *, name: str = "", python_allocators: bool = False
@@ -108,9 +121,8 @@ class Heap:
 
         Raises: what `window` raises. Cancelled, it closes the window and keeps what it has got so far.
         """
-        name = name or self._next("snapshot")
-        kept = await self._timed(name, seconds, python_allocators)
-        return await to_thread.run_sync(_frame, [kept])
+        first, count = await self._timed(name or self._next("snapshot"), seconds, python_allocators)
+        return await to_thread.run_sync(self._built, first, count)
 
     async def periodic(self, every: float, for_: float, *, python_allocators: bool = False) -> None:
         """A window of `for_` seconds, begun every `every` seconds, until cancelled; `periodic-1`, `periodic-2`, ...
@@ -125,14 +137,18 @@ class Heap:
         if not 0 < for_ < every:
             raise ValueError(f"a heap window of {for_:g} s every {every:g} s leaves no time without one")
         await self.check()
+        start = anyio.current_time() - for_
         while True:
-            await anyio.sleep(every - for_)
+            start = max(start + every, anyio.current_time())
+            await anyio.sleep_until(start)
             name = self._next("periodic")
             try:
                 await self._timed(name, for_, python_allocators)
             except HeapError as error:
                 self._tell(f"skip {name}: {error}")
-                await anyio.sleep(for_)
+            except Exception as error:  # whatever memray does, the proxy goes on
+                log.warning("the heap window %r failed", name, exc_info=True)
+                self._tell(f"skip {name}: {type(error).__name__}: {error}")
 
     async def check(self) -> None:
         """Import memray, which takes a moment, so that it does not take it when a window is opened.
@@ -142,37 +158,58 @@ class Heap:
         """
         await to_thread.run_sync(import_memray)
 
-    def _next(self, kind: str) -> str:
-        self._count += 1
-        return f"{kind}-{self._count}"
+    async def servers(self) -> DataFrame:
+        """What the servers under memray hold, those that run and those that have ended since the last look.
 
-    async def _timed(self, name: str, seconds: float, python_allocators: bool) -> Window:
+        Returns:
+            the frame `heap` with their rows, which are kept too; a window is called `pid 1234`.
+
+        Raises:
+            HeapError: no server of this proxy runs under memray.
+        """
+        if self._servers is None:
+            raise HeapError("no server runs under memray; start the proxy with --heap-upstream")
+        first = await self._servers()
+        frame = await to_thread.run_sync(self._built, first)
+        return frame[frame["upstream"] != ""].reset_index(drop=True)
+
+    def _next(self, kind: str) -> str:
+        self._counts[kind] = number = self._counts.get(kind, 0) + 1
+        return f"{kind}-{number}"
+
+    async def _timed(self, name: str, seconds: float, python_allocators: bool) -> tuple[int, int]:
+        """A window of so many seconds: the number of its first row, and how many there are."""
         await self.check()
         with folder(self._directory) as captures:
             path = captures / "window"
-            opened = False
+            span = _Span(self._requests)
+            kept, whole = (0, 0), False
             try:
                 # Not in a thread: memray holds the GIL while it starts and stops, and a thread that a cancelled
                 # caller no longer waits for would leave a tracker behind.
-                with tracker(name, path, self._tell, python_allocators=python_allocators):
-                    opened = True
+                with tracker(name, path, self._tell, python_allocators=python_allocators), span:
                     await anyio.sleep(seconds)
+                whole = True
             finally:
-                if opened:
+                if span.opened:
                     with anyio.CancelScope(shield=True):
-                        kept = await to_thread.run_sync(self._keep, name, path)
+                        try:
+                            kept = self._keep(name, span, await self._read(path))
+                        except HeapError as error:
+                            if whole:
+                                raise
+                            log.warning("%s", error)  # what ended the window goes on
             return kept
 
-    def _keep(self, name: str, path: Path) -> Window:
-        closed_ns = time.time_ns()
-        before = self._windows[-1].sites if self._windows else ()
-        known = {each.stack: each.stack for each in before}  # windows resemble each other: share long texts
-        sites = tuple(
-            site._replace(stack=known.get(site.stack, site.stack)) for site in read_sites(path, self._sites)
-        )
-        kept = Window(closed_ns, "", name, sites)
-        self._windows.append(kept)
-        return kept
+    async def _read(self, path: Path) -> Sequence[Site]:
+        """In a process of its own: in a thread it would hold the GIL for 10 to 50 ms."""
+        with anyio.move_on_after(READ_LIMIT):
+            return [Site(*row) for row in await read_in_child("sites", path, self._sites)]
+        raise HeapError(f"the heap capture {path} could not be read within {READ_LIMIT:g} s")
+
+    def _keep(self, name: str, span: _Span, sites: Sequence[Site]) -> tuple[int, int]:
+        window = Window(span.closed_ns, "", name, span.seconds, span.requests, tuple(sites))
+        return self.rows.keep(window)
 
     def _tell(self, detail: str) -> None:
         event = Happened("heap_window", "", detail=detail)
@@ -182,59 +219,15 @@ class Heap:
             with contextlib.suppress(RuntimeError):  # the loop has closed: nobody listens any more
                 self._loop.call_soon_threadsafe(self._hook.emit, event)
 
-    # -- what they found ----------------------------------------------------------------------------------
+    def _built(self, since: int = 0, count: int | None = None) -> DataFrame:
+        from mcpdiag.samples.frame import build
 
-    @property
-    def windows(self) -> list[Window]:
-        """The windows that are kept, the oldest first."""
-        return list(self._windows)
-
-    @property
-    def frame(self) -> DataFrame:
-        """The frame `heap` of the windows that are kept: one row a call site a window. Needs pandas."""
-        return _frame(self.windows)
-
-    def diff(
-        self, a: str, b: str, *, kind: str = "leaked", per_request: tuple[int, int] | None = None
-    ) -> DataFrame:
-        """What two windows held, by call site, all allocators of a site together.
-
-        It compares two windows; it does not find leaks: in a short window a cache that turns over looks the same.
-        A site that only one of the windows has among its largest counts as 0 in the other.
-
-        Args:
-            a, b: names of windows; of several with one name the newest.
-            kind: `leaked` or `high_watermark`.
-            per_request: requests served in `a` and in `b`, each at least 1.
-
-        Returns:
-            a row a site: `function file line`, `size_bytes_a n_allocations_a size_bytes_b n_allocations_b`,
-            `size_bytes n_allocations` (b less a), `bytes_per_request_a bytes_per_request_b
-            growth_bytes_per_request` (NaN without `per_request`), `stack`. What grew most comes first.
-
-        Raises:
-            KeyError: no window of that name is kept.
-            ValueError: no such kind, or a number of requests below 1.
-        """
-        if kind not in KINDS:
-            raise ValueError(f"found kind {kind!r}; allowed: {', '.join(KINDS)}")
-        if per_request is not None and min(per_request) < 1:
-            raise ValueError(f"found per_request {per_request}; both windows need at least 1 request")
-        from mcpdiag.samples.heap_frame import difference
-
-        return difference(self._of(a, kind), self._of(b, kind), per_request)
-
-    def _of(self, name: str, kind: str) -> list[Site]:
-        windows = self.windows
-        for window in reversed(windows):
-            if window.name == name:
-                return [site for site in window.sites if site.kind == kind]
-        names = ", ".join(window.name for window in windows) or "none"
-        raise KeyError(f"there is no heap window '{name}'; kept are: {names}")
+        frame = build("heap", self.rows.ring.read(since))
+        return frame if count is None else frame.iloc[:count]
 
     # -- growth -------------------------------------------------------------------------------------------
 
-    async def growth(self, seconds: float, requests: Callable[[], int]) -> DataFrame:
+    async def growth(self, seconds: float, requests: Callable[[], int] | None = None) -> DataFrame:
         """Call sites that grow with the requests, as candidates of a leak: run it under steady load.
 
         Every allocation of the run is recorded, Python's own allocators included. A site is a candidate if its live
@@ -248,7 +241,8 @@ class Heap:
 
         Args:
             seconds: length of the run.
-            requests: how many requests the proxy has served so far; called in this event loop.
+            requests: how many requests the proxy has served so far; called in this event loop. None for what the
+                recorder has counted.
 
         Returns:
             a row a candidate: `function file line`, `growth_2_bytes_per_request growth_3_bytes_per_request
@@ -259,55 +253,37 @@ class Heap:
         Raises:
             HeapBusy, HeapUnavailable: as `window`.
             HeapError: the capture could not be written or read, or a third of the run had no request.
+            ValueError: nobody counts requests.
         """
+        counted = requests or self._requests
+        if counted is None:
+            raise ValueError("growth per request needs requests: a function that says how many there were")
         await self.check()
-        history_ms = max(1, round(seconds * 1000 / SNAPSHOTS))
-        moments: list[float] = []
-        counts: list[int] = []
         with folder(self._directory) as captures:
-            path = captures / "growth"
-            with (
-                _old_objects_aside(),
-                tracker("growth", path, self._tell, python_allocators=True, history_ms=history_ms),
-            ):
-                for _ in range(3):
-                    await anyio.sleep(seconds / 3)
-                    gc.collect()  # cycles that wait for the collector are no growth
-                    moments.append(time.time() * 1000)
-                    counts.append(requests())
-            if not counts[0] < counts[1] < counts[2]:
-                raise HeapError(
-                    f"growth per request needs requests in every third of the run; counted were {counts} "
-                    "at their ends: give it load, or more seconds"
-                )
-            rows = await read_in_child("growth", path, *moments)
-            grown = [Grown(*row) for row in rows]
-            return await to_thread.run_sync(_candidates, grown, (counts[0], counts[1], counts[2]))
+            return await record(seconds, counted, captures / "growth", self._tell)
 
 
-def _frame(windows: Sequence[Window]) -> DataFrame:
-    from mcpdiag.samples.heap_frame import frame
+class _Span:
+    """A context manager that measures a window: how long it was, and how many requests ended in it."""
 
-    return frame(windows)
+    def __init__(self, requests: Callable[[], int] | None) -> None:
+        self._count = requests or (lambda: 0)
+        self.opened = False
+        self.closed_ns = 0
+        self.seconds = 0.0
+        self.requests = 0
+
+    def __enter__(self) -> None:
+        self.opened = True
+        self._began, self._before = time.monotonic(), self._count()
+
+    def __exit__(self, *_: object) -> None:
+        self.closed_ns, self.seconds = time.time_ns(), time.monotonic() - self._began
+        self.requests = self._count() - self._before
 
 
-def _candidates(grown: Sequence[Grown], counts: tuple[int, int, int]) -> DataFrame:
-    from mcpdiag.samples.heap_frame import candidates
-
-    return candidates(grown, counts, LEAST_GROWTH)
-
-
-@contextlib.contextmanager
-def _old_objects_aside() -> Iterator[None]:
-    """The collector looks only at objects that are made in the block: with all of them it takes 100 ms and more."""
-    ours = not gc.get_freeze_count()
-    if ours:
-        gc.freeze()
-    try:
-        yield
-    finally:
-        if ours:
-            gc.unfreeze()
+def _beside(path: Path, top: int) -> list[Site]:
+    return [Site(*row) for row in wait_for_child("sites", path, top)]
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

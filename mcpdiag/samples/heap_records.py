@@ -1,16 +1,12 @@
 """Reads memray's capture files: records become call sites. `heap.py` calls it, for long captures in a child process.
 
-    python -m mcpdiag.samples.heap_records sites FILE TOP
-    python -m mcpdiag.samples.heap_records growth FILE MS MS MS
-
-Both print JSON. memray holds the GIL while it reads, which a proxy under load cannot afford for millions of records.
+`main` prints JSON of `sites FILE TOP` and `growth FILE MS MS MS`. memray holds the GIL while it reads, which a proxy under load cannot afford for millions of records.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
@@ -181,8 +177,6 @@ def _shown(frames: Frames) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """The program of the child process. An error that is expected is one line on stderr, and exit code 1."""
-    with contextlib.suppress(OSError):
-        os.nice(10)  # the proxy under load goes first
     what, file, *numbers = arguments
     try:
         rows = (
@@ -195,7 +189,3 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     json.dump(rows, sys.stdout)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -18,6 +18,17 @@ from anyio import to_thread
 from mcpdiag.errors import HeapBusy, HeapError
 from mcpdiag.samples.heap_records import import_memray
 
+# The proxy under load goes first, also before the imports of the child. Those of the package as a whole would take four
+# times what memray's take, so it is left out but for the rooms that `heap_records` asks for.
+_READER = """
+import os, sys, types
+os.nice(10)
+package = sys.modules["mcpdiag"] = types.ModuleType("mcpdiag")
+package.__path__ = [sys.argv[1]]
+from mcpdiag.samples.heap_records import main
+sys.exit(main(sys.argv[2:]))
+"""
+_PACKAGE = str(Path(__file__).parents[1])
 _one = threading.Lock()  # guards _open: there is one tracker a process, whatever objects ask for it
 _open = ""  # the name of the window that is open
 
@@ -114,18 +125,40 @@ async def read_in_child(what: str, path: Path, *numbers: float) -> list[list[Any
     Raises:
         HeapError: the child could not read it; with its last words.
     """
-    command = [sys.executable, "-m", "mcpdiag.samples.heap_records", what, str(path), *map(str, numbers)]
-    # Popen and not anyio: it works in every thread and loop, and returns as soon as the child has begun.
-    child = subprocess.Popen(  # noqa: ASYNC220
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    child = start_reader(what, path, *numbers)
     try:
-        out, errors = await to_thread.run_sync(child.communicate, abandon_on_cancel=True)
+        return await to_thread.run_sync(_rows, child, path, abandon_on_cancel=True)
     except BaseException:
         child.kill()  # the thread in `communicate` reaps it
         raise
+
+
+def wait_for_child(what: str, path: Path, *numbers: float) -> list[list[Any]]:
+    """`read_in_child` for a thread that has no event loop to care for."""
+    child = start_reader(what, path, *numbers)
+    try:
+        return _rows(child, path)
+    except BaseException:
+        child.kill()
+        child.wait()
+        raise
+
+
+def start_reader(what: str, path: Path, *numbers: float) -> subprocess.Popen[bytes]:
+    """Start the process that prints the rows of a capture as JSON (`heap_records.main`); someone has to wait for it."""
+    # Popen and not anyio: it works in every thread and loop, and returns as soon as the child has begun.
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", _READER, _PACKAGE, what, str(path), *map(str, numbers)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def _rows(child: subprocess.Popen[bytes], path: Path) -> list[list[Any]]:
+    out, errors = child.communicate()
     if child.returncode:
         words = errors.decode(errors="replace").strip().splitlines()[-1:]
         raise HeapError(words[0] if words else f"reading {path} ended with exit code {child.returncode}")
-    rows: list[list[Any]] = await to_thread.run_sync(json.loads, out)
+    rows: list[list[Any]] = json.loads(out)
     return rows

@@ -1,10 +1,11 @@
 """A Python stdio server under memray: its command, and afterwards the heap frame of its processes.
 
-`serve` rewrites the command of an upstream with `under_memray`; each process then writes `PID.bin` in the folder.
+`heap_servers` rewrites the command of an upstream with `under_memray`; each process then writes `PID.bin` in the folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING
 from anyio import to_thread
 
 from mcpdiag.errors import HeapError, HeapUnavailable
-from mcpdiag.samples.heap import Window
 from mcpdiag.samples.heap_records import Site
+from mcpdiag.samples.heap_rows import HeapRows, Window
 from mcpdiag.samples.heap_tracker import read_in_child
 
 if TYPE_CHECKING:
@@ -76,26 +77,38 @@ async def captured(directory: Path, upstream: str, *, sites: int = 50) -> DataFr
     `window` is `pid 1234`, `ts` when the file was last written. `leaked` is what was live at the end.
     A file that cannot be read, as of a process that was killed while it started, is left out with a warning.
     """
-    windows = []
-    for written_ns, path in await to_thread.run_sync(_captures, directory):
+    rows = HeapRows()
+    for path in await to_thread.run_sync(captures, directory):
         try:
-            rows = await read_in_child("sites", path, sites)
+            rows.keep(await read_capture(path, upstream, path.stat().st_mtime_ns, sites=sites))
         except HeapError as error:
             log.warning("%s", error)
-            continue
-        found = tuple(Site(*row) for row in rows)
-        windows.append(Window(written_ns, upstream, f"pid {path.stem}", found))
-    return await to_thread.run_sync(_frame, windows)
+    return await to_thread.run_sync(_frame, rows)
 
 
-def _captures(directory: Path) -> list[tuple[int, Path]]:
-    return sorted((path.stat().st_mtime_ns, path) for path in directory.glob("*.bin"))
+def captures(directory: Path) -> list[Path]:
+    """The files in it, the one that was written last comes last."""
+    found = []
+    for path in directory.glob("*.bin"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(found)]
 
 
-def _frame(windows: Sequence[Window]) -> DataFrame:
-    from mcpdiag.samples.heap_frame import frame
+async def read_capture(path: Path, upstream: str, at_ns: int, *, sites: int) -> Window:
+    """What the process of a file held when the file was last written. Raises HeapError if it cannot be read.
 
-    return frame(windows)
+    Args:
+        at_ns: the `ts` of its rows.
+    """
+    found = tuple(Site(*row) for row in await read_in_child("sites", path, sites))
+    return Window(at_ns, upstream, f"pid {path.stem}", float("nan"), 0, found)
+
+
+def _frame(rows: HeapRows) -> DataFrame:
+    from mcpdiag.samples.frame import build
+
+    return build("heap", rows.ring.read())
 
 
 # -- what a command is --------------------------------------------------------------------------------------

@@ -17,12 +17,12 @@ FORMAT_VERSION: Final = 1
 LIBRARIES: Final = (
     "anyio",
     "httptools",
+    "memray",
     "msgspec",
     "numpy",
     "pandas",
     "psutil",
     "pyarrow",
-    "uvicorn",
     "uvloop",
 )
 

@@ -5,12 +5,14 @@ Lines differ by dash and areas by hatch as well as by shade, so that a picture c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 try:
     import matplotlib.dates as mdates
     import numpy as np
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 except ImportError as error:
     raise ImportError(f"plots need {error.name}; pip install 'mcpdiag[notebook]'") from None
 
@@ -25,6 +27,7 @@ HATCHES: Final = ("", "///", "...", "xxx", "\\\\\\", "++")
 SHADES: Final = ("#1b4f72", "#2e86c1", "#85c1e9", "#d5dbdb", "#f5b041", "#c0392b")
 TICKS: Final = (50, 90, 99, 99.9, 99.99, 99.999)
 LABEL: Final = 28  # characters
+SITE: Final = 44  # characters of a call site
 SHORT: Final = 16  # of these, a legend has four in a line, else two
 TOP: Final = 12  # bars of a bar plot
 
@@ -114,6 +117,7 @@ def pool(frame: DataFrame, *, ax: Axes | None = None) -> Axes:
             area.set_linewidth(0.4)
         ax.plot(sums.index, sums["max"], color="black", linestyle="--", linewidth=1, label="max_connections")
         ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half of a connection
     return _finish(ax, "connections", "connections, callers", time=True)
 
 
@@ -140,28 +144,39 @@ def phases(requests: DataFrame, *, by: str = "target", ax: Axes | None = None) -
 
 
 def heap(frame: DataFrame, *, kind: str = "leaked", ax: Axes | None = None) -> Axes:
-    """The call sites that hold most, as bars in KiB, of the newest window of this kind. They are candidates, not proof.
+    """The call sites that hold most, as bars in KiB, of the newest window. They are candidates, not proof.
 
     Args:
-        frame: the frame `heap`.
+        frame: the frame `heap`, `recorder.heap.frame`.
         kind: `leaked` or `high_watermark`.
     """
     ax = _axes(ax)
+    title = f"heap by call site ({kind}; candidates)"
     rows = frame[frame["kind"] == kind]
     if len(rows):
-        newest = rows[rows["window"] == rows["window"].iloc[-1]]
-        where = (
-            newest["function"].astype(str)
-            + " "
-            + newest["file"].astype(str).str.rsplit("/", n=2).str[-2:].str.join("/")
-        )
-        sizes = (
-            newest.assign(site=where + ":" + newest["line"].astype(str)).groupby("site")["size_bytes"].sum()
-        )
-        sizes = sizes.sort_values().tail(TOP) / 1024
-        ax.barh([_short(site) for site in sizes.index], sizes, color=SHADES[1], edgecolor="white")
-        ax.set_xlabel("KiB")
-    ax.set_title(f"heap by call site ({kind}; candidates)", loc="left", fontsize=10)
+        last = rows.iloc[-1]
+        newest = rows[(rows["window"] == last["window"]) & (rows["ts"] == last["ts"])]
+        sizes = newest.assign(site=_sites(newest)).groupby("site")["size_bytes"].sum()
+        _site_bars(ax, sizes / 1024)
+        title = f"{title}, window '{_short(last['window'])}'"
+    ax.set_xlabel("KiB")
+    ax.set_title(title, loc="left", fontsize=10)
+    return _dressed(ax)
+
+
+def growth(frame: DataFrame, *, ax: Axes | None = None) -> Axes:
+    """The call sites that grow most, as bars in bytes a request. They are candidates, not proof.
+
+    Args:
+        frame: what `recorder.heap.growth` or `recorder.heap.diff` has given; without requests the bars are KiB.
+    """
+    ax = _axes(ax)
+    a_request = len(frame) == 0 or bool(frame["growth_bytes_per_request"].notna().any())
+    column, unit = ("growth_bytes_per_request", 1) if a_request else ("size_bytes", 1024)
+    sizes = frame.assign(site=_sites(frame)).groupby("site")[column].sum()
+    _site_bars(ax, sizes[sizes > 0] / unit)
+    ax.set_xlabel("bytes a request" if a_request else "KiB")
+    ax.set_title("heap growth by call site (candidates)", loc="left", fontsize=10)
     return _dressed(ax)
 
 
@@ -193,6 +208,57 @@ def events(frame: DataFrame, *, ax: Axes | None = None) -> Axes:
     return _dressed(ax, legend=False)
 
 
+def breaking(
+    load: Sequence[float],
+    *,
+    p50_ms: Sequence[float],
+    p99_ms: Sequence[float],
+    departed: Sequence[bool],
+    limit_ms: float,
+    between: tuple[float, float],
+    by: str = "rate",
+    ax: Axes | None = None,
+) -> Axes:
+    """What a call takes at each load, up to where the server breaks. Not of a frame: the steps of `bench break`.
+
+    Args:
+        load: calls a second (`by` is `rate`) or clients, in rising order.
+        p50_ms, p99_ms, departed: of each step; one that departed gets a cross.
+        limit_ms: what p99 may be.
+        between: the highest load that held and the lowest that departed, which are shaded between; 0 is none.
+    """
+    ax = _axes(ax)
+    x = np.asarray(load, dtype=float)
+    for number, (name, values) in enumerate((("p50", p50_ms), ("p99", p99_ms))):
+        y = np.asarray(values, dtype=float)
+        there = y > 0  # a step whose every call was refused has no latency
+        _line(ax, x[there], y[there], name, number, marker="o")
+        if name == "p99":
+            bad = there & np.asarray(departed, dtype=bool)
+            ax.plot(x[bad], y[bad], "x", color=SHADES[5], markersize=9, markeredgewidth=2, label="departed")
+    ax.axhline(limit_ms, color="black", linestyle=":", linewidth=1, label="limit of p99")
+    held, broke = between
+    if held and broke:
+        ax.axvspan(held, broke, color=SHADES[4], alpha=0.35, linewidth=0, label="breaks here")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlabel("calls a second that are due" if by == "rate" else "clients")
+    return _finish(ax, "time a call takes", "ms")
+
+
+def save(ax: Axes, file: Path) -> None:
+    """The picture that axes are on, as a PNG; nobody has to close it."""
+    import matplotlib.pyplot as plt
+
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
 # -- what they share -----------------------------------------------------------------------------------------------
 
 
@@ -222,13 +288,35 @@ def _named(frame: DataFrame, by: str) -> Any:
     return names.where(names != "", frame["method"].astype(str)) if by == "target" else names
 
 
+def _sites(rows: DataFrame) -> Any:
+    """Call sites as text; the row that sums the smaller ones has no file."""
+    files = rows["file"].astype(str).str.rsplit("/", n=2).str[-2:].str.join("/")
+    where = rows["function"].astype(str) + " " + files + ":" + rows["line"].astype(str)
+    return where.where(files != "", rows["function"].astype(str))
+
+
+def _site_bars(ax: Axes, sizes: Any) -> None:
+    """The largest on top. By place and not by label: of two sites the cut labels may be the same."""
+    shown = sizes.sort_values().tail(TOP)
+    places = range(len(shown))
+    ax.barh(places, shown, color=SHADES[1], edgecolor="white")
+    ax.set_yticks(places, [_short(site, SITE) for site in shown.index])
+    ax.set_ylim(min(len(shown) - 5, 0) - 0.6, max(len(shown), 1) - 0.4)  # a single bar is no wall
+    ax.set_xlim(left=0)
+    if not len(shown):
+        ax.text(0.5, 0.5, "none", transform=ax.transAxes, ha="center", color="#566573")
+
+
 def _relay(requests: DataFrame) -> Any:
     spent = requests["queue_ms"] + requests["connect_ms"] + requests["first_ms"]
     return (requests["total_ms"] - spent).clip(lower=0)
 
 
 def _time(ax: Axes) -> None:
-    ax.xaxis.set_major_locator(mdates.AutoDateLocator(minticks=3, maxticks=5))  # type: ignore[no-untyped-call]  # in matplotlib
+    locator = mdates.AutoDateLocator(minticks=3, maxticks=5)  # type: ignore[no-untyped-call]  # in matplotlib
+    for unit in (mdates.MINUTELY, mdates.SECONDLY):
+        locator.intervald[unit] = [1, 2, 5, 10, 15, 30]  # without the 2, five seconds have a single tick
+    ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(FuncFormatter(_time_of_day))
     ax.set_xlabel("time of day, UTC")
 
@@ -242,10 +330,10 @@ def _time_of_day(days: float, _: int | None) -> str:
     return f"{moment:%m-%d}" if text == "00:00:00" else text
 
 
-def _short(text: object) -> str:
+def _short(text: object, longest: int = LABEL) -> str:
     """A label that leaves room for the picture."""
-    name = str(text)
-    return name if len(name) <= LABEL else f"{name[: LABEL - 9]}…{name[-8:]}"
+    name, tail = str(text), longest // 3 - 1
+    return name if len(name) <= longest else f"{name[: longest - tail - 1]}…{name[-tail:]}"
 
 
 def _finish(ax: Axes, title: str, unit: str, *, time: bool = False) -> Axes:

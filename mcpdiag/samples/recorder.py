@@ -19,6 +19,8 @@ from mcpdiag.hooks import Event, ExchangeDone
 from mcpdiag.pool.stats import PoolStats
 from mcpdiag.samples.base import Samples
 from mcpdiag.samples.buffer import Ring, Rows
+from mcpdiag.samples.heap import Heap
+from mcpdiag.samples.heap_rows import ROWS, HeapRows
 from mcpdiag.samples.interned import clean
 from mcpdiag.samples.schema import SCHEMA, FrameName
 
@@ -35,13 +37,15 @@ class Recorder(Samples):
 
     recorder.requests               a DataFrame, one row an exchange
     recorder.summary()              counts and percentiles of each upstream and target
+    recorder.heap.window("steady")  a heap window of this process (`mcpdiag.samples.heap`); `heap.frame` has them all
     recorder.dropped                rows that were overwritten, of each frame
 
     All writing is done on one event loop; any thread may read meanwhile. Exchanges become rows in batches of 64, or
     when somebody looks: amid the work of a proxy a row by itself costs more than one in a batch, with warm caches.
 
     Args:
-        requests, pool, memory, events: rows to keep. A row takes 129, 228, 80 and 40 bytes, events their text too.
+        requests, pool, memory, heap, events: rows to keep. A row takes 129, 228, 80, 76 and 40 bytes, the last two
+            their text too.
         names: different values that a category tells apart.
         about: what is known of the run, for the `meta.json` of captures; no secrets.
         clock: nanoseconds since 1970.
@@ -53,6 +57,7 @@ class Recorder(Samples):
         requests: int = 200_000,
         pool: int = 50_000,
         memory: int = 50_000,
+        heap: int = ROWS,
         events: int = 20_000,
         names: int = 10_000,
         about: Mapping[str, object] | None = None,
@@ -62,6 +67,7 @@ class Recorder(Samples):
             "requests": requests,
             "pool": pool,
             "memory": memory,
+            "heap": heap,
             "events": events,
         }
         self.about = {} if about is None else dict(about)
@@ -74,7 +80,8 @@ class Recorder(Samples):
         self._rings: dict[FrameName, Ring] = {
             name: Ring(SCHEMA[name], size, names=names) for name, size in sizes.items()
         }
-        self._requests, self._pool, self._memory, self._events = self._rings.values()
+        self._requests, self._pool, self._memory, heap_ring, self._events = self._rings.values()
+        self._heap = Heap(self, rows=HeapRows(heap_ring), requests=lambda: self.written["requests"])
         table = self._requests.names
         self._upstream, self._transport, self._method = table["upstream"], table["transport"], table["method"]
         self._target, self._session, self._protocol = table["target"], table["session"], table["protocol"]
@@ -153,6 +160,11 @@ class Recorder(Samples):
     def close(self) -> None:
         """Nothing more will come: streams end once they have given what is there. Frames stay."""
         self.closed = True
+
+    @property
+    def heap(self) -> Heap:
+        """Opens heap windows of this process, and has those that have closed: `heap.frame`, `heap.diff`."""
+        return self._heap
 
     # -- reading ------------------------------------------------------------------------------------------
 

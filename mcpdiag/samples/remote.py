@@ -5,7 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mcpdiag.samples.frame import DataFrame
 
 TIMEOUT = 10.0  # seconds
+SHOWN = 20_000  # the newest rows, which a notebook's summary is of
 
 
 class Remote(Samples):
@@ -37,6 +39,7 @@ class Remote(Samples):
         self.url = f"{parts.scheme}://{parts.netloc}"
         self._parts = parts
         self._token = token
+        self._warns = True
         self.run = ""
         self._note(str(self._overview()["run"]))
 
@@ -64,11 +67,22 @@ class Remote(Samples):
         table = pa.ipc.open_stream(body).read_all()
         return conform(name, table.to_pandas()), int(headers[NEXT]), restarted
 
+    def piece(self, name: FrameName, since: int) -> tuple[DataFrame, int, bool]:
+        """Rows from number `since` on, the number of the next one, and whether the proxy was restarted since the last
+        look; then the rows are all that there are of the new run. Raises AttachError."""
+        return self._fetch(name, since)
+
+    def quiet(self) -> Remote:
+        """The same proxy for a thread that must not print: a restart is told by `piece` and `run` alone."""
+        twin = copy(self)
+        twin._warns = False
+        return twin
+
     def _note(self, run: str) -> bool:
         """Notice a restart, and say so."""
         restarted = bool(self.run) and run != self.run
         self.run = run
-        if restarted:
+        if restarted and self._warns:
             warnings.warn(f"the proxy at {self.url} was restarted; its samples begin anew", stacklevel=4)
         return restarted
 
@@ -78,13 +92,15 @@ class Remote(Samples):
 
     @property
     def written(self) -> dict[FrameName, int]:
-        frames = self._overview()["frames"]
-        return {name: int(frames[name]["written"]) for name in SCHEMA}
+        overview = self._overview()
+        self._note(str(overview["run"]))
+        frames = overview["frames"]
+        return {name: int(frames.get(name, {}).get("written", 0)) for name in SCHEMA}
 
     @property
     def dropped(self) -> dict[FrameName, int]:
         frames = self._overview()["frames"]
-        return {name: int(frames[name]["dropped"]) for name in SCHEMA}
+        return {name: int(frames.get(name, {}).get("dropped", 0)) for name in SCHEMA}
 
     def stats(self) -> dict[str, Any]:
         """What `/stats` says: sessions, calls in flight, every pool's numbers."""
@@ -137,6 +153,12 @@ class Remote(Samples):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url}>"
+
+    def _title(self) -> str:
+        return f"proxy at {self.url}"
+
+    def _to_show(self, written: Mapping[FrameName, int]) -> DataFrame:
+        return self.frame("requests", max(0, written["requests"] - SHOWN))
 
 
 def attach(url: str, *, token: str | None = None) -> Remote:

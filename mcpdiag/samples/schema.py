@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
 Dtype = Literal["datetime64[ns, UTC]", "category", "float64", "int64", "bool", "string"]
-FrameName = Literal["requests", "pool", "memory", "events"]
+FrameName = Literal["requests", "pool", "memory", "heap", "events"]
 
 
 class Column(NamedTuple):
@@ -122,6 +122,21 @@ _MEMORY = {
     "children": _count("descendants: of the proxy those of all servers, of a server its own"),
     "cpu_s": Column("float64", "s", "processor time of the processes that are alive, user and system"),
 }
+_HEAP = {
+    "ts": _ts("when the window closed; of a server, when it was looked at"),
+    "upstream": _category("the server whose process it is; empty for the proxy"),
+    "window": _category("the window's name; of a server `pid` and the number of its process", recent=True),
+    "seconds": Column("float64", "s", "how long the window was open; NaN of a server"),
+    "requests": _count("exchanges of the proxy that ended in the window; 0 of a server"),
+    "kind": _category("`high_watermark` (live at the window's peak) or `leaked` (live at its end)"),
+    "size_bytes": _count("what the site held, of what was allocated in the window", "bytes"),
+    "n_allocations": _count("allocations that make up those bytes"),
+    "allocator": _category("`malloc`, `mmap`, `pymalloc_malloc`, ...; empty in the row `(other)`"),
+    "function": _category("of the innermost Python frame; `(other)` sums the smaller sites"),
+    "file": _category("its file"),
+    "line": _count("its line"),
+    "stack": Column("string", "", "the call path with the most bytes, innermost first, a line a frame"),
+}
 _EVENTS = {
     "ts": _ts("when it happened"),
     "upstream": _category("the server"),
@@ -135,11 +150,13 @@ SCHEMA: Final[Mapping[FrameName, Mapping[str, Column]]] = {
     "requests": _REQUESTS,
     "pool": _POOL,
     "memory": _MEMORY,
+    "heap": _HEAP,
     "events": _EVENTS,
 }
 ABOUT: Final[Mapping[FrameName, str]] = {
     "requests": "One row an exchange: a JSON-RPC request and everything that came back for it.",
     "pool": "One row a pool and tick (`sample_every`): gauges of that moment, and counters that only grow.",
     "memory": "One row a process and tick: the proxy, and each stdio server that runs.",
+    "heap": "One row a call site, kind and heap window ([heap](heap.md)): candidates of what grows, never proof.",
     "events": "One row for whatever happens that is no exchange.",
 }

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
+from mcpdiag.html import line, table
 from mcpdiag.samples.frame import DataFrame
 
 BY: Final = ["upstream", "method", "target"]
 PHASES: Final = ("total", "queue", "connect", "first", "relay")
 QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "max": 1.0}
 NO_ERRORS: Final = ["ok", "cancelled"]
+SHOWN: Final = 20  # rows in a notebook
+_COLUMNS: Final = (
+    "count",
+    "error_rate",
+    "rps",
+    "total_p50_ms",
+    "total_p99_ms",
+    "queue_p99_ms",
+    "first_p50_ms",
+)
+_HEADINGS: Final = (
+    "server",
+    "call",
+    "calls",
+    "errors",
+    "per s",
+    "p50 ms",
+    "p99 ms",
+    "queue p99",
+    "first p50",
+)
 
 
 def summarize(requests: DataFrame) -> DataFrame:
@@ -53,5 +75,15 @@ def _seconds(requests: DataFrame) -> float:
 
 def as_html(summary: DataFrame) -> str:
     """The summary as a table for a notebook: the first 20 rows, without the phases' percentiles but p50 and p99."""
-    columns = ["count", "error_rate", "rps", "total_p50_ms", "total_p99_ms", "queue_p99_ms", "first_p50_ms"]
-    return str(summary[columns].head(20).to_html(float_format="{:,.3g}".format))
+    rows = []
+    for key, values in summary.head(SHOWN).iterrows():
+        upstream, method, target = (str(part) for part in _parts(key))
+        count, errors, *numbers = (float(values[name]) for name in _COLUMNS)
+        rows.append((upstream, target or method, count, f"{errors:.1%}", *numbers))
+    more = len(summary) - SHOWN
+    return table(_HEADINGS, rows, words=2) + (line(f"and {more:,} more") if more > 0 else "")
+
+
+def _parts(key: Any) -> tuple[Any, Any, Any]:
+    upstream, method, target = key
+    return upstream, method, target

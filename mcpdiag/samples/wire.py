@@ -19,29 +19,30 @@ def answer(recorder: Recorder, name: str, since: int, accept: str) -> tuple[byte
 
     Raises:
         KeyError: there is no frame of that name.
-        ImportError: pandas or pyarrow is missing; the message says what to install.
+        ImportError: pyarrow, or for JSON lines pandas, is missing; the message says what to install.
     """
     if not name:
         return _overview(recorder), "application/json", {}
     frame_name = next((each for each in SCHEMA if each == name), None)
     if frame_name is None:
         raise KeyError(name)
-    from mcpdiag.samples.frame import build
-
     rows = recorder.rows(frame_name, since)
     headers = {NEXT: str(rows.stop), RUN: str(recorder.started_ns)}
-    frame = build(frame_name, rows)
     if NDJSON in accept:
-        body = frame.to_json(orient="records", lines=True, date_format="iso", date_unit="ns")
+        from mcpdiag.samples.frame import build
+
+        body = build(frame_name, rows).to_json(
+            orient="records", lines=True, date_format="iso", date_unit="ns"
+        )
         return (body or "").encode(), NDJSON, headers
     import pyarrow as pa
 
-    from mcpdiag.samples.parts import arrow_schema
+    from mcpdiag.samples.parts import table
 
-    schema = arrow_schema(frame_name)
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as stream:
-        stream.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False))
+    found = table(frame_name, rows)
+    with pa.ipc.new_stream(sink, found.schema) as stream:
+        stream.write_table(found)
     return sink.getvalue().to_pybytes(), ARROW, headers
 
 

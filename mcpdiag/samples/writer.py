@@ -40,12 +40,12 @@ class Writer:
 
     Raises:
         ValueError: there is a capture in the folder already.
-        ImportError: pandas or pyarrow is missing; the message says what to install.
+        ImportError: pyarrow is missing; the message says what to install.
         OSError: the folder cannot be written.
     """
 
     def __init__(self, recorder: Recorder, folder: Path, *, every: float = PART_EVERY) -> None:
-        from mcpdiag.samples import parts  # pandas and pyarrow: not before they are used
+        from mcpdiag.samples import parts  # pyarrow: not before it is used
 
         self.folder = folder
         self._write_part = parts.write

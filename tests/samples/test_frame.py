@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
+import msgspec
 import pandas as pd
 import pytest
 
 from mcpdiag.hooks import ExchangeDone, Happened
 from mcpdiag.pool.stats import PoolStats
 from mcpdiag.samples.frame import build, conform, document, empty
+from mcpdiag.samples.heap_records import Site
+from mcpdiag.samples.heap_rows import Window
 from mcpdiag.samples.processes import Usage
 from mcpdiag.samples.recorder import Recorder
 from mcpdiag.samples.schema import SCHEMA, FrameName
@@ -21,7 +24,7 @@ DONE = ExchangeDone(
     1.5, 2.5, 3.5, 9.5, True, 2, 3, 4, 500, 600, "op1", 4.5,
 )  # fmt: skip
 # The hook's own object for an exporter of traces is no sample.
-DONE_FIELDS = [field.name for field in fields(ExchangeDone) if field.name != "trace"]
+DONE_FIELDS = [field.name for field in msgspec.structs.fields(ExchangeDone) if field.name != "trace"]
 
 
 def test_every_field_of_an_exchange_is_a_column() -> None:
@@ -34,6 +37,10 @@ def test_every_field_of_an_event_is_a_column() -> None:
 
 def test_every_number_of_the_pool_is_a_column() -> None:
     assert [*SCHEMA["pool"]][4:] == [field.name for field in fields(PoolStats)]
+
+
+def test_every_number_of_a_site_is_a_column_of_heap() -> None:
+    assert [*SCHEMA["heap"]][5:] == [*Site._fields]
 
 
 def test_what_processes_use_are_the_last_columns_of_memory() -> None:
@@ -61,7 +68,11 @@ def test_frames_have_the_dtypes_of_the_schema_with_and_without_rows(name: FrameN
     recorder.emit(Happened("child_exit", "up", "s1", "why", 1, 2.5))
     recorder.pool_row("up", "session", "handshake", PoolStats(size=3))
     recorder.memory_row("", "proxy", *Usage(1, 2, float("nan"), 4.0, 5, 6, 7, 8.0))
-    for frame, rows in ((empty(name), 0), (without, 0), (recorder.frame(name), 1)):
+    recorder.heap.rows.keep(
+        Window(1, "up", "pid 1", 2.5, 3, (Site("leaked", 1, 2, "malloc", "f", "f.py", 3, "f (f.py:3)"),))
+    )
+    kinds = 2 if name == "heap" else 1
+    for frame, rows in ((empty(name), 0), (without, 0), (recorder.frame(name), kinds)):
         assert len(frame) == rows
         assert {column: str(dtype) for column, dtype in frame.dtypes.items()} == {
             column: about.dtype for column, about in SCHEMA[name].items()
@@ -86,6 +97,16 @@ def test_every_number_of_a_pool_arrives_in_its_column() -> None:
         field.name: getattr(stats, field.name) for field in fields(PoolStats)
     }
     assert (row["upstream"], row["mode"], row["era"]) == ("up", "request", "both")
+
+
+def test_every_value_of_a_heap_window_arrives_in_its_column() -> None:
+    """A kind in which nothing was found has a row too, so that each window is in the frame."""
+    site = Site("leaked", 1, 2, "malloc", "f", "f.py", 3, "f (f.py:3)")
+    recorder = Recorder()
+    assert recorder.heap.rows.keep(Window(4, "up", "w", 2.5, 6, (site,))) == (0, 2)
+    first, second = recorder.heap.frame.to_dict("records")
+    assert [*first.values()] == [pd.Timestamp(4, tz="UTC"), "up", "w", 2.5, 6, *site]
+    assert (second["kind"], second["function"], second["size_bytes"]) == ("high_watermark", "(other)", 0)
 
 
 def test_a_category_has_only_the_texts_of_its_rows_and_other_for_those_that_were_too_many() -> None:

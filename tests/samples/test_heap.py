@@ -25,8 +25,8 @@ from mcpdiag.errors import HeapBusy, HeapError, HeapUnavailable
 from mcpdiag.hooks import Event, ExchangeDone
 from mcpdiag.samples import heap_upstream
 from mcpdiag.samples.heap import Heap
-from mcpdiag.samples.heap_frame import COLUMNS
 from mcpdiag.samples.heap_upstream import captured, under_memray
+from mcpdiag.samples.schema import SCHEMA
 from tests.conftest import RawClient, own_descriptors
 from tests.proxy import client
 from tests.proxy.client import Client, Recorder, proxied, until
@@ -60,10 +60,13 @@ class Counting:
 
     def __init__(self) -> None:
         self.requests = 0
+        self.at_close: Callable[[], object] = dict  # of a heap window
 
     def emit(self, event: Event, /) -> None:
         if isinstance(event, ExchangeDone):
             self.requests += 1
+        elif event.kind == "heap_window" and event.detail.startswith("close "):
+            self.at_close()
 
 
 class Leaking(Counting):
@@ -88,11 +91,10 @@ LEAK_LINE = next(
 
 
 @asynccontextmanager
-async def under_load(hook: Counting) -> AsyncIterator[Callable[[], int]]:
+async def under_load(hook: Counting) -> AsyncIterator[mcpdiag.Recorder]:
     """A proxy with this hook, and calls from another process, which has made some hundreds already.
 
-    Yields what `growth` is to count requests with. At the end of the last third the load stops, so that it does not
-    take the processor from the one who reads.
+    At the end of a run's last third the load stops, so that it does not take the processor from the one who reads.
     """
     async with proxied(COMMAND, hook=hook) as proxy, Client.session(proxy.url) as session:
         load = subprocess.Popen(
@@ -100,18 +102,10 @@ async def under_load(hook: Counting) -> AsyncIterator[Callable[[], int]]:
         )
         stdin = load.stdin
         assert stdin is not None
-        asked = 0
-
-        def requests() -> int:
-            nonlocal asked
-            asked += 1
-            if asked == 3:
-                stdin.close()
-            return hook.requests
-
+        hook.at_close = stdin.close
         try:
             await until(lambda: hook.requests >= 300)
-            yield requests
+            yield proxy.recorder
         finally:
             stdin.close()
             assert await to_thread.run_sync(load.wait) == 0
@@ -143,9 +137,9 @@ def test_a_window_has_both_kinds_of_rows_with_the_dtypes_of_the_frame() -> None:
         keep(kept, 5)
         kept[2:] = []
     frame = heap.frame
-    assert list(frame.columns) == list(COLUMNS)
+    assert list(frame.columns) == list(SCHEMA["heap"])
     assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == {
-        name: about.dtype for name, about in COLUMNS.items()
+        name: about.dtype for name, about in SCHEMA["heap"].items()
     }
     ours = {row["kind"]: row for row in rows(frame) if row["function"] == "keep"}
     assert 5 * MEGABYTE <= ours["high_watermark"]["size_bytes"] < 6 * MEGABYTE
@@ -161,21 +155,26 @@ def test_an_empty_frame_has_the_same_columns_and_dtypes() -> None:
     frame = Heap().frame
     assert len(frame) == 0
     assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == {
-        name: about.dtype for name, about in COLUMNS.items()
+        name: about.dtype for name, about in SCHEMA["heap"].items()
     }
 
 
 def test_the_newest_windows_and_largest_sites_are_kept_and_the_rest_is_summed() -> None:
-    heap = Heap(windows=2, sites=1)
+    recorder = mcpdiag.Recorder(heap=10)  # a window has 4 rows here, so two are whole
+    heap = Heap(rows=recorder.heap.rows, sites=1)
     kept: list[bytearray] = []
     for name in ("a", "b", "c"):
         with heap.window(name):
             keep(kept, 2)
             kept.append(bytearray(MEGABYTE))
-    assert [window.name for window in heap.windows] == ["b", "c"]
-    leaked = [site for site in heap.windows[-1].sites if site.kind == "leaked"]
-    assert [site.function for site in leaked] == ["keep", "(other)"]
-    assert leaked[1].size_bytes >= MEGABYTE
+    assert heap.windows == ["a", "b", "c"]
+    leaked = [row for row in rows(heap.frame) if (row["window"], row["kind"]) == ("c", "leaked")]
+    assert [row["function"] for row in leaked] == ["keep", "(other)"]
+    assert leaked[1]["size_bytes"] >= MEGABYTE
+    assert (recorder.written["heap"], recorder.dropped["heap"]) == (12, 2)
+    assert len(heap.diff("b", "c"))
+    with pytest.raises(KeyError, match="of the heap window 'a' the first rows are overwritten"):
+        heap.diff("a", "c")
 
 
 def test_a_block_that_fails_closes_its_window_and_keeps_it() -> None:
@@ -184,7 +183,7 @@ def test_a_block_that_fails_closes_its_window_and_keeps_it() -> None:
         raise ZeroDivisionError
     with heap.window("next"):
         pass
-    assert [window.name for window in heap.windows] == ["fails", "next"]
+    assert heap.windows == ["fails", "next"]
 
 
 def test_windows_leave_no_file_and_no_descriptor(tmp_path: Path) -> None:
@@ -210,7 +209,7 @@ def test_a_second_window_is_refused_whoever_asks() -> None:
         with pytest.raises(HeapBusy, match="'second' cannot .* 'first' is open.* notebook's own"):
             with Heap().window("second"):
                 pass
-    assert [window.name for window in heap.windows] == ["first"]
+    assert heap.windows == ["first"]
 
 
 def test_a_tracker_of_a_notebook_is_named_as_the_reason(tmp_path: Path) -> None:
@@ -220,7 +219,7 @@ def test_a_tracker_of_a_notebook_is_named_as_the_reason(tmp_path: Path) -> None:
             pass
     with heap.window("mine"):
         pass
-    assert [window.name for window in heap.windows] == ["mine"]
+    assert heap.windows == ["mine"]
 
 
 def test_a_window_of_another_thread_sees_the_proxy() -> None:
@@ -235,12 +234,12 @@ def test_a_window_of_another_thread_sees_the_proxy() -> None:
                 session.call("echo", text="hello")
         calls = len(hook.leaked) - before
     found = [
-        site
-        for site in heap.windows[0].sites
-        if (site.kind, site.file, site.line) == ("leaked", __file__, LEAK_LINE)
+        row
+        for row in rows(heap.frame)
+        if (row["kind"], row["file"], row["line"]) == ("leaked", __file__, LEAK_LINE)
     ]
     assert calls >= 2  # the last is told after its answer
-    assert sum(site.size_bytes for site in found) >= 2 * MEGABYTE
+    assert sum(row["size_bytes"] for row in found) >= 2 * MEGABYTE
 
 
 async def test_the_hook_is_told_of_the_edges_in_its_own_loop() -> None:
@@ -292,7 +291,7 @@ async def test_periodic_windows_come_until_cancelled_and_skip_what_is_taken() ->
             tasks.start_soon(heap.periodic, 0.02, 0.01)
             await until(lambda: hook.happened("heap_window"))
         assert hook.happened("heap_window")[0].detail.startswith("skip periodic-1: ")
-        await until(lambda: len(heap.windows) >= 2)
+        await until(lambda: heap.rows.ring.written >= 4)  # two windows, each with both kinds
         tasks.cancel_scope.cancel()
     with heap.window("after"):
         pass
@@ -377,8 +376,8 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("seconds", [2, pytest.param(30, marks=pytest.mark.slow)])
 async def test_a_leak_of_100_bytes_a_request_is_among_the_first_three_candidates(seconds: float) -> None:
     hook = Leaking(100)
-    async with under_load(hook) as requests:
-        found = await Heap().growth(seconds, requests=requests)
+    async with under_load(hook) as recorder:
+        found = await recorder.heap.growth(seconds)
     first = [(row["file"], row["line"]) for row in rows(found)[:3]]
     assert (__file__, LEAK_LINE) in first, found.to_string()
 
@@ -388,8 +387,8 @@ async def test_a_leak_of_100_bytes_a_request_is_among_the_first_three_candidates
 @pytest.mark.timeout(240)
 async def test_a_clean_proxy_has_no_candidate() -> None:
     hook = Counting()
-    async with under_load(hook) as requests:
-        found = await Heap().growth(30, requests=requests)
+    async with under_load(hook) as recorder:
+        found = await recorder.heap.growth(30)
     assert rows(found) == []
 
 
@@ -410,7 +409,7 @@ async def test_the_heap_of_a_killed_server_can_be_read(tmp_path: Path) -> None:
     assert set(frame["window"]) == {f"pid {pid}"}  # the file bears the number of the server itself
     assert set(frame["kind"]) == {"leaked", "high_watermark"}
     assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == {
-        name: about.dtype for name, about in COLUMNS.items()
+        name: about.dtype for name, about in SCHEMA["heap"].items()
     }
     leaked = [row for row in rows(frame) if row["kind"] == "leaked"]
     assert any(row["size_bytes"] >= MEGABYTE and "embedded.py" in row["stack"] for row in leaked)

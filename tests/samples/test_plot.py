@@ -11,9 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 from mcpdiag.samples import plot
 from mcpdiag.samples.frame import DataFrame, empty
+from mcpdiag.samples.heap_frame import candidates
+from mcpdiag.samples.heap_records import Site
+from mcpdiag.samples.heap_rows import Window
+from mcpdiag.samples.recorder import Recorder
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
@@ -72,10 +77,28 @@ def events() -> DataFrame:
 
 
 def heap() -> DataFrame:
+    """A window, and a later one of the same name, of which one site has no file."""
+    long = "a_function_with_a_name_that_is_longer_than_any_label_may_be"
     rows = [
-        ("leaked", "w", f"function_{n}", f"/a/b/mcpdiag/proxy/file_{n}.py", n, n * 1000) for n in range(1, 30)
+        Site("leaked", n * 1000 * size, n, "malloc", f"{long}_{n}", f"/a/b/mcpdiag/file_{n}.py", n, "")
+        for size in (1, 3)
+        for n in range(1, 30)
     ]
-    return pd.DataFrame(rows, columns=["kind", "window", "function", "file", "line", "size_bytes"])
+    recorder = Recorder()
+    recorder.heap.rows.keep(Window(1_000_000_000, "", "w", 1.0, 10, (*rows[:29],)))
+    other = Site("leaked", 500_000, 7, "", "(other)", "", 0, "")
+    recorder.heap.rows.keep(Window(2_000_000_000, "", "w", 1.0, 10, (*rows[29:], other)))
+    return recorder.heap.frame
+
+
+def growth() -> DataFrame:
+    frame = heap()
+    recorder = Recorder()
+    for name, sites in (("a", 10), ("b", 20)):
+        rows = frame[frame["ts"] == frame["ts"].max()][list(Site._fields)].head(sites)
+        found = tuple(Site(*row) for row in rows.itertuples(index=False))
+        recorder.heap.rows.keep(Window(1, "", name, 1.0, 10, found))
+    return recorder.heap.diff("a", "b")
 
 
 PICTURES: dict[str, tuple[Callable[..., Axes], Callable[[], DataFrame], str]] = {
@@ -86,6 +109,7 @@ PICTURES: dict[str, tuple[Callable[..., Axes], Callable[[], DataFrame], str]] = 
     "memory": (plot.memory, memory, "MiB"),
     "events": (plot.events, events, "UTC"),
     "heap": (plot.heap, heap, "KiB"),
+    "growth": (plot.growth, growth, "bytes a request"),
 }
 
 
@@ -130,12 +154,36 @@ def test_it_draws_on_the_axes_that_it_is_given(name: str) -> None:
     assert plt.get_fignums() == [figure.number]
 
 
-@pytest.mark.parametrize("name", [name for name in PICTURES if name != "heap"])
+@pytest.mark.parametrize("name", [name for name in PICTURES if name != "growth"])
 def test_a_frame_without_rows_gives_a_picture_without_data(name: str) -> None:
     frames: dict[str, Any] = {"latency": "requests", "percentiles": "requests", "phases": "requests"}
     draw, _, _ = PICTURES[name]
     ax = draw(empty(frames.get(name, name)))
     ax.figure.canvas.draw()
+
+
+def widths(ax: Axes) -> list[float]:
+    return [patch.get_width() for patch in ax.patches if isinstance(patch, Rectangle)]
+
+
+def test_bars_are_of_the_newest_window_one_a_site_although_their_labels_are_cut() -> None:
+    bars = widths(plot.heap(heap()))
+    assert bars == sorted(bars)
+    assert bars[-1] == 500_000 / 1024
+    assert bars[-2] == 29 * 3000 / 1024
+    assert len(bars) == plot.TOP
+
+
+def test_growth_is_of_what_grew_a_request_or_in_kib_where_nobody_counts() -> None:
+    frame = growth()
+    ax = plot.growth(frame)
+    assert widths(ax)[-1] == 20 * 3000 / 10
+    assert len(ax.patches) == 10
+    counted = frame.assign(growth_bytes_per_request=float("nan"))
+    assert plot.growth(counted).get_xlabel() == "KiB"
+    nothing = plot.growth(frame[frame["size_bytes"] == 0])
+    assert [text.get_text() for text in nothing.texts] == ["none"]
+    plot.growth(candidates([], (1, 2, 3), 16)).figure.canvas.draw()
 
 
 def test_the_distribution_by_a_column_has_a_line_for_each_value_and_calls_without_target_go_by_method() -> (

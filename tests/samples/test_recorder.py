@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from itertools import count, pairwise
 
 import anyio
 import pandas as pd
 import pytest
+from msgspec.structs import replace
 
 import mcpdiag
 from mcpdiag.embedded import COMMAND
@@ -118,12 +118,12 @@ def test_memory_is_constant_and_what_is_overwritten_is_counted_and_shown() -> No
     for _ in range(25):
         recorder.emit(DONE)
     assert len(recorder.requests) == 10
-    assert recorder.dropped == {"requests": 15, "pool": 0, "memory": 0, "events": 0}
+    assert recorder.dropped == {"requests": 15, "pool": 0, "memory": 0, "heap": 0, "events": 0}
     assert recorder.written["requests"] == 25
-    assert repr(recorder) == "<Recorder 10 requests, 0 pool, 0 memory, 0 events; dropped 15 requests>"
+    assert repr(recorder) == "<Recorder 10 requests, 0 pool, 0 memory, 0 heap, 0 events; dropped 15 requests>"
     html = recorder._repr_html_()
-    assert "<td>requests</td><td>10</td><td>15</td>" in html
-    assert "tools/call" in html
+    assert ">requests</td><td>10</td><td>15</td>" in html
+    assert ">echo</td><td>10</td>" in html
 
 
 def test_exchanges_are_rows_in_order_with_their_own_time_whoever_makes_rows_of_them() -> None:

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from http.client import HTTPConnection
@@ -140,3 +141,25 @@ def test_bad_questions_get_a_line(path: str, status: int) -> None:
         found, body = ask(proxy.admin_url, path)
         assert found == status
         assert len(body.splitlines()) == 1
+
+
+def test_a_proxy_that_is_looked_at_from_elsewhere_needs_no_pandas() -> None:
+    """It would take 80 MB and hold up calls for a second."""
+    code = """
+import sys
+from pathlib import Path
+from mcpdiag.hooks import ExchangeDone, Happened
+from mcpdiag.samples.recorder import Recorder
+from mcpdiag.samples.schema import SCHEMA
+from mcpdiag.samples.wire import answer
+recorder = Recorder()
+recorder.emit(ExchangeDone("up", "stdio", "ping", "", "s", "", "ok", reused=True))
+recorder.emit(Happened("child_exit", "up", detail="gone"))
+assert all(answer(recorder, name, 0, "")[0] for name in SCHEMA)
+recorder.save(Path(sys.argv[1]))
+print("pandas" in sys.modules)
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", code, f"{folder}/run"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
