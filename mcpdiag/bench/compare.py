@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from mcpdiag.bench.doubt import TAIL, explained, lost_to_others
 from mcpdiag.bench.result import Cell, Result
 from mcpdiag.bench.significance import ALPHA, least_p, p_values
 from mcpdiag.bench.statistics import LEAST, Estimate, ratio
@@ -47,6 +48,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     new_repetitions: int
     base_failed: int = 0  # calls of the cells that both have
     new_failed: int = 0
+    base_lost: float = 0.0  # how many processors others kept busy, on the mean; 0 where nobody knows
+    new_lost: float = 0.0
 
     @property
     def significant(self) -> list[Difference]:
@@ -89,7 +92,8 @@ def compare(base: Result, new: Result, *, force: bool = False, seed: int = 1) ->
     pairs = [
         (before, after)
         for before in base.cells
-        if (after := new.cell(before.transport, before.reuse, before.clients)) is not None
+        if (after := new.cell(before.transport, before.reuse, before.clients, before.way, before.rate))
+        is not None
     ]
     sizes = [min((len(c.repetitions) for c in side), default=0) for side in zip(*pairs, strict=True)]
     if not pairs or min(sizes) < 2:
@@ -102,10 +106,22 @@ def compare(base: Result, new: Result, *, force: bool = False, seed: int = 1) ->
         for metric, field in METRICS.items()
         if _has(metric, before.values(field), after.values(field))
     ]
-    chances = p_values([(before, after) for _, _, before, after in rows], seed=seed)
+    lost = (
+        lost_to_others(base, [before for before, _ in pairs]),
+        lost_to_others(new, [after for _, after in pairs]),
+    )
+    spans = [explained(metric, *lost) for _, metric, _, _ in rows]
+    # As much better and as much worse as it may have been had there been no others.
+    chances = [
+        p_values(
+            [(a, [value * span[at] for value in b]) for (_, _, a, b), span in zip(rows, spans, strict=True)],
+            seed=seed,
+        )
+        for at in ((0, 1) if any(lost) else (0,))
+    ]
     differences = tuple(
-        _difference(cell, metric, before, after, p, seed)
-        for (cell, metric, before, after), p in zip(rows, chances, strict=True)
+        _difference(*row, span, max(ps), seed)
+        for row, span, ps in zip(rows, spans, zip(*chances, strict=True), strict=True)
     )
     failed = [sum(cell.failed for cell in side) for side in zip(*pairs, strict=True)]
     return Comparison(
@@ -114,6 +130,8 @@ def compare(base: Result, new: Result, *, force: bool = False, seed: int = 1) ->
         new_repetitions=sizes[1],
         base_failed=failed[0],
         new_failed=failed[1],
+        base_lost=lost[0],
+        new_lost=lost[1],
     )
 
 
@@ -123,14 +141,24 @@ def _has(metric: str, base: list[float], new: list[float]) -> bool:
 
 
 def _difference(
-    cell: Cell, metric: str, base: list[float], new: list[float], p: float, seed: int
+    cell: Cell,
+    metric: str,
+    base: list[float],
+    new: list[float],
+    span: tuple[float, float],
+    p: float,
+    seed: int,
 ) -> Difference:
+    found = ratio(new, base, seed=seed)
+    least, most = span
+    if found.value * least <= 1 <= found.value * most:  # it may be as large in the other direction
+        p = 1.0
     return Difference(
         cell=cell.name,
         metric=metric,
         base=median(base),
         new=median(new),
-        ratio=ratio(new, base, seed=seed),
+        ratio=Estimate(found.value, found.low * least, found.high * most, found.repetitions),
         p=p,
     )
 
@@ -199,6 +227,11 @@ def sentences(comparison: Comparison) -> list[str]:
     said = _significance(comparison)
     if comparison.base_failed or comparison.new_failed:
         said.append(f"Failed calls: {comparison.base_failed:,} in base, {comparison.new_failed:,} in new.")
+    if max(comparison.base_lost, comparison.new_lost) > TAIL:
+        said.append(
+            f"Other processes kept {comparison.base_lost:.2f} processors busy while base was measured, {comparison.new_lost:.2f} "
+            "with new; the intervals allow for that. Measure both again on a quiet machine for narrower ones."
+        )
     return said
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from abc import ABC, abstractmethod
 from array import array
@@ -23,11 +24,13 @@ GRACE_S = 1.0  # after the timeout of the last call
 class Drive(ABC):
     """What both loops share: whose turn it is, the samples, lost sessions, calls without an answer."""
 
-    def __init__(self, spec: LoadSpec, clients: Sequence[Sequence[Session]]) -> None:
+    def __init__(
+        self, spec: LoadSpec, clients: Sequence[Sequence[Session]], *, room: int | None = None
+    ) -> None:
         self.spec, self.clients = spec, clients
         # Room for what the server can hardly exceed; more is made if it does.
         rate = spec.rate if spec.loop == "open" else 30_000
-        self.columns = Columns(int(rate * (spec.warmup_s + spec.seconds)) + 1024)
+        self.columns = Columns(int(rate * (spec.warmup_s + spec.seconds)) + 1024 if room is None else room)
         self.first_error = ""
         self.opened = 0
         self.late_ns = array("q")
@@ -43,6 +46,7 @@ class Drive(ABC):
                 session.on_done = self._done_of(turn)
         self._turns = [cycle(sessions).__next__ for sessions in clients]
         self._idle = asyncio.Event()
+        self._stopped = asyncio.Event()
 
     async def run(self, began: Callable[[], None], ended: Callable[[], None]) -> None:
         """Warm up, measure, wait for what is still on its way.
@@ -61,7 +65,9 @@ class Drive(ABC):
         sweeper = asyncio.create_task(self._sweep())
         try:
             self.begin(start)
-            await asyncio.sleep(self.spec.warmup_s + self.spec.seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.spec.warmup_s + self.spec.seconds):
+                    await self._stopped.wait()
             async with asyncio.timeout(self.spec.timeout_s + GRACE_S):
                 await self._idle.wait()
         except TimeoutError:
@@ -73,6 +79,11 @@ class Drive(ABC):
                 task.cancel()
             await asyncio.gather(sweeper, *self._tasks, return_exceptions=True)
             self.finish()
+
+    def stop(self) -> None:
+        """End the measured time now."""
+        self.end = min(self.end, perf_counter_ns())
+        self._stopped.set()
 
     @abstractmethod
     def begin(self, start: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-_PACKAGES = ("mcpdiag", "uvloop", "httptools", "uvicorn", "msgspec")
+_PACKAGES = ("mcpdiag", "uvloop", "httptools", "msgspec")
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec import Meta
 
 from mcpdiag.bench.compare import (
     METRICS,
@@ -21,20 +22,27 @@ from mcpdiag.bench.compare import (
     within,
 )
 from mcpdiag.bench.document import Document, Table
+from mcpdiag.bench.doubt import explained, lost_to_others
 from mcpdiag.bench.result import FILE, Result, read
 from mcpdiag.bench.statistics import Estimate, estimate
+from mcpdiag.config.mistakes import found
+from mcpdiag.errors import ConfigError
 
 _BOUNDS: Final = ("at_least", "above", "at_most", "below")
 _CELL_METRICS: Final = ("throughput_rps", "p50_ms", "p95_ms", "p99_ms", "max_ms", "rss_bytes")
+_ELSEWHERE: Final = ("sampling_overhead",)  # measured by benchmarks/sampling.py
 _METRICS: Final = (
     *_CELL_METRICS,
     "reuse_throughput",
     "reuse_p95",
-    "sampling_overhead",
+    *_ELSEWHERE,
     "cross_talk",
     "errors",
 )
 _KEYS: Final = ("name", "metric", "transport", "reuse", "clients", "max_connections", "required", *_BOUNDS)
+_TAILS: Final = ("p99_ms", "max_ms")  # touched by others as p95 is, only sooner
+_IN_COMPARE: Final = {field: name for name, field in METRICS.items()}
+Extra = Mapping[str, Sequence[float]]
 Status = Literal["met", "missed", "unclear", "not measured"]
 
 
@@ -117,12 +125,42 @@ def _goal(table: Table) -> Goal:
     )
 
 
-def check(result: Result, targets: Targets) -> list[Finding]:
-    """Each target against the result, judged on the interval of its repetitions."""
-    return [_judge(goal, _estimates(goal, result)) for goal in targets.goals]
+def read_extra(path: Path) -> Extra:
+    """Metrics that another program has measured: `{"sampling_overhead": [0.031, 0.04, ...]}`, a number a repetition.
+
+    Raises:
+        ConfigError: it is no such file, or names what no target can have; one line for each mistake.
+    """
+    try:
+        extra = msgspec.json.decode(
+            path.read_bytes(), type=dict[str, Annotated[list[float], Meta(min_length=1)]]
+        )
+    except OSError as error:
+        raise ConfigError([f"{path}: found no file ({error.strerror}); give one with metrics"]) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        allowed = f'allowed: {{"{_ELSEWHERE[0]}": [a number a repetition]}}'
+        raise ConfigError([f"{path}: found no metrics: {error}; {allowed}"]) from None
+    unknown = [name for name in extra if name not in _ELSEWHERE]
+    if unknown:
+        raise ConfigError(
+            [f"{path}: found {found(name)}; allowed: {', '.join(_ELSEWHERE)}" for name in unknown]
+        )
+    return extra
 
 
-def _estimates(goal: Goal, result: Result) -> list[tuple[str, Estimate]]:
+def check(result: Result, targets: Targets, extra: Extra | None = None) -> list[Finding]:
+    """Each target against the result, judged on the interval of its repetitions.
+
+    Args:
+        extra: metrics that are not in a result, with a number a repetition.
+    """
+    return [_judge(goal, _estimates(goal, result, extra or {})) for goal in targets.goals]
+
+
+def _estimates(goal: Goal, result: Result, extra: Extra) -> list[tuple[str, Estimate]]:
+    if goal.metric in _ELSEWHERE:
+        values = extra.get(goal.metric)
+        return [("all pairs", estimate(values))] if values else []
     if goal.max_connections not in (0, result.config.max_connections):
         return []
     if goal.metric == "cross_talk":
@@ -148,9 +186,16 @@ def _estimates(goal: Goal, result: Result) -> list[tuple[str, Estimate]]:
             and goal.transport in ("", pair.transport)
             and goal.clients in (0, pair.clients)
         ]
-    if goal.metric not in _CELL_METRICS:
-        return []
-    return [(cell.name, estimate(cell.values(goal.metric))) for cell in cells]
+    lost = lost_to_others(result, result.cells)
+    return [(cell.name, _alone(goal.metric, estimate(cell.values(goal.metric)), lost)) for cell in cells]
+
+
+def _alone(metric: str, found: Estimate, lost: float) -> Estimate:
+    """The estimate with its interval as wide as what others took of the processors makes it."""
+    least, most = explained("p95" if metric in _TAILS else _IN_COMPARE[metric], 0.0, lost)
+    # A factor above 1 of a tail would be for what was taken from a base, of which there is none here.
+    most = most if metric == "throughput_rps" else 1.0
+    return Estimate(found.value, found.low * least, found.high * most, found.repetitions)
 
 
 def _judge(goal: Goal, found: Sequence[tuple[str, Estimate]]) -> Finding:

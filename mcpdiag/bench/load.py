@@ -98,7 +98,7 @@ async def generate(spec: LoadSpec) -> Measurement:
     clients = [[kind(spec) for _ in range(spec.sessions_per_client)] for _ in range(spec.clients)]
     sessions = [session for each in clients for session in each]
     try:
-        await _open(sessions)
+        await open_all(sessions)
         drive: Drive = Open(spec, clients) if spec.loop == "open" else Closed(spec, clients)
         heart = Heart()
         gc.collect()
@@ -122,8 +122,8 @@ async def generate(spec: LoadSpec) -> Measurement:
     return Measurement(report, drive.columns)
 
 
-async def _open(sessions: Sequence[Session]) -> None:
-    """A few at a time: opening is not what is measured."""
+async def open_all(sessions: Sequence[Session]) -> None:
+    """A few at a time: opening is not what is measured. Raises SessionError: one could not be opened."""
     slots = asyncio.Semaphore(OPENING)
 
     async def open_one(session: Session) -> None:

@@ -15,6 +15,7 @@ from mcpdiag.bench.columns import CONNECT, OUTCOMES, Measurement
 from mcpdiag.bench.generator import Generator
 from mcpdiag.bench.isolation import Isolation, check, together
 from mcpdiag.bench.memory import MemoryWatch
+from mcpdiag.bench.neighbours import Neighbours
 from mcpdiag.bench.raw import RawFile
 from mcpdiag.bench.result import Cell, Config, Pair, PoolVerdict, Repetition, Reuse, Transport
 from mcpdiag.bench.session import SessionError
@@ -117,7 +118,7 @@ class Matrix:
     def _measure(self, generator: Generator, key: CellKey, number: int, proxy: RunningProxy) -> None:
         transport, reuse, clients = key
         self._step(f"{transport}, reuse {reuse}, {clients} client{'s' * (clients > 1)}")
-        with MemoryWatch(proxy.pid) as watch:
+        with MemoryWatch(proxy.pid) as watch, Neighbours() as neighbours:
             try:
                 measurement = generator.run(self._spec(proxy.url, clients))
             except SessionError as error:
@@ -126,7 +127,9 @@ class Matrix:
                 if self._raw is not None:
                     self._raw.add(f"{transport} x{clients} reuse {reuse}", number, measurement)
                 repetition = repetition_of(measurement)
-        repetition = msgspec.structs.replace(repetition, memory=watch.memory)
+        repetition = msgspec.structs.replace(
+            repetition, memory=watch.memory, others_cpus=neighbours.others_cpus
+        )
         self._repetitions.setdefault(key, []).append(repetition)
 
     # -- what was measured -----------------------------------------------------------------------------------

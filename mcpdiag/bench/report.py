@@ -9,7 +9,10 @@ from statistics import median
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement, tostring  # only written, never parsed
 
+from mcpdiag.bench import breaking_report, overhead_report
+from mcpdiag.bench.doubt import disturbance
 from mcpdiag.bench.result import Cell, Result
+from mcpdiag.html import line, table
 
 HEADINGS: Final = (
     "server", "clients", "reuse", "req/s", "p50 ms", "p95 ms", "p99 ms", "max ms", "errors", "RSS MB", "reuse gives",
@@ -17,11 +20,22 @@ HEADINGS: Final = (
 WIDTH: Final = 100
 
 
+def headings(result: Result) -> tuple[str, ...]:
+    """Of the table that fits what was measured."""
+    if result.overhead:
+        return overhead_report.HEADINGS
+    return HEADINGS if result.breaking is None else breaking_report.HEADINGS
+
+
 def rows(result: Result) -> list[tuple[str, ...]]:
-    """A row a cell, below `HEADINGS`: medians of the repetitions, the largest max, errors of all together.
+    """The table below `headings`. Of a matrix a row a cell: medians of the repetitions, the largest max, all errors.
 
     RSS is that of the proxy and of its children.
     """
+    if result.overhead:
+        return overhead_report.rows(result)
+    if result.breaking is not None:
+        return breaking_report.rows(result)
     found = []
     for cell in result.cells:
         own, children = (max(getattr(r.memory, n) for r in cell.repetitions) / 1e6 for n in _MEMORY)
@@ -34,12 +48,12 @@ def rows(result: Result) -> list[tuple[str, ...]]:
             (
                 cell.transport,
                 f"{cell.clients}",
-                cell.reuse,
+                cell.reuse if cell.way == "proxied" else "-",
                 _number(median(cell.values("throughput_rps"))) or "0",
                 *(_number(median(cell.values(name))) or "-" for name in ("p50_ms", "p95_ms", "p99_ms")),
                 _number(max(cell.values("max_ms"))) or "-",
                 f"{cell.failed}",
-                f"{own:.0f}+{children:.0f}",
+                f"{own:.0f}+{children:.0f}" if own else "-",
                 "" if gives is None else gives.shown("x"),
             )
         )
@@ -78,7 +92,9 @@ def plain(headings: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def sentences(result: Result) -> list[str]:
     """What the numbers mean, and what speaks against trusting them."""
-    said = []
+    if result.breaking is not None:
+        return [*breaking_report.sentences(result), *_interrupted(result)]
+    said = _of_locust(result) + overhead_report.sentences(result)
     largest = max((cell.clients for cell in result.cells), default=0)
     gives = [
         f"{p.ratio.shown('x')} over {p.transport}"
@@ -115,9 +131,28 @@ def sentences(result: Result) -> list[str]:
         f"Saturated generator in {name}: {why}; read the numbers as a lower bound."
         for name, why in saturated(result)
     ]
-    if not result.complete:
-        said.append("Interrupted: the numbers are of what was measured until then.")
-    return said
+    if disturbed := disturbance(result):
+        said.append(disturbed)
+    return said + _interrupted(result)
+
+
+def _interrupted(result: Result) -> list[str]:
+    return [] if result.complete else ["Interrupted: the numbers are of what was measured until then."]
+
+
+def _of_locust(result: Result) -> list[str]:
+    """What the master counted beside what its workers stored."""
+    if result.locust is None:
+        return []
+    found = result.locust
+    many = f"{len(found.workers)} worker{'s' * (len(found.workers) != 1)}"
+    said = f"Locust {found.version}, {many}: {found.stored:,} calls"
+    if found.master_calls < 0:
+        return [f"{said}; no word of its master."]
+    late = (
+        ", for it waits only half a second for the last reports" if found.master_calls < found.stored else ""
+    )
+    return [f"{said}; its master counted {found.master_calls:,}{late}."]
 
 
 def saturated(result: Result) -> list[tuple[str, str]]:
@@ -132,9 +167,17 @@ def saturated(result: Result) -> list[tuple[str, str]]:
 
 def markdown(result: Result) -> str:
     """The table and the sentences as Markdown."""
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" + "|--:" * (len(HEADINGS) - 1) + "|"]
+    head = headings(result)
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows(result)]
     return "\n".join([*lines, "", *sentences(result)]) + "\n"
+
+
+def as_html(result: Result) -> str:
+    """The table and the sentences for a notebook."""
+    title = f"{result.name}: {result.target.shown}, {result.workload.source}, {len(result.cells)} cells"
+    head = line(f"measured {result.started_at} on {result.environment.machine}", strong=title)
+    return head + table(headings(result), rows(result)) + "".join(line(each) for each in sentences(result))
 
 
 def comma_separated(result: Result) -> str:
@@ -143,7 +186,19 @@ def comma_separated(result: Result) -> str:
     writer = csv.writer(sink, lineterminator="\n")
     metrics = ("throughput_rps", "p50_ms", "p95_ms", "p99_ms", "max_ms")
     writer.writerow(
-        ["transport", "reuse", "clients", "repetition", "calls", "errors", *metrics, *_MEMORY, "saturated"]
+        [
+            "transport",
+            "reuse",
+            "clients",
+            "repetition",
+            "calls",
+            "errors",
+            *metrics,
+            *_MEMORY,
+            "saturated",
+            "way",
+            "rate",
+        ]
     )
     for cell in result.cells:
         for number, each in enumerate(cell.repetitions):
@@ -158,16 +213,29 @@ def comma_separated(result: Result) -> str:
                     *(getattr(each.summary, name) for name in metrics),
                     *(getattr(each.memory, name) for name in _MEMORY),
                     each.saturated,
+                    cell.way,
+                    cell.rate,
                 ]
             )
     return sink.getvalue()
 
 
 def junit(result: Result) -> str:
-    """A test case a cell, failed if calls failed, and one a pool, failed at cross-talk."""
+    """A test case a cell, failed if calls failed, and one a pool, failed at cross-talk.
+
+    At a breaking point calls are meant to fail: there it is one case, failed if not even the lowest load held.
+    """
     suite = Element("testsuite", name=f"mcpdiag bench {result.name}")
     failures = 0
-    for cell in result.cells:
+    if result.breaking is not None:
+        case = SubElement(
+            suite, "testcase", classname="bench", name="breaking point", time=f"{result.took_s:.3f}"
+        )
+        SubElement(case, "system-out").text = "\n".join(sentences(result))
+        if not result.breaking.held:
+            failures += 1
+            SubElement(case, "failure", message=sentences(result)[1])
+    for cell in result.cells if result.breaking is None else ():
         took = sum(result.config.seconds for _ in cell.repetitions)
         case = SubElement(suite, "testcase", classname="bench", name=cell.name, time=f"{took:.3f}")
         if any(each.summary.errors for each in cell.repetitions):

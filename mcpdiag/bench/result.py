@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from pathlib import Path
@@ -13,7 +14,10 @@ from msgspec import Meta
 from mcpdiag.bench.columns import Lateness
 from mcpdiag.bench.environment import Environment
 from mcpdiag.bench.isolation import Isolation
+from mcpdiag.bench.knee import Breaking
 from mcpdiag.bench.memory import Memory
+from mcpdiag.bench.soaked import Soaked
+from mcpdiag.bench.split import Overhead
 from mcpdiag.bench.statistics import Estimate, Summary
 from mcpdiag.bench.workload import Workload
 from mcpdiag.errors import ConfigError
@@ -22,6 +26,7 @@ FORMAT: Final = "mcpdiag.bench/1"
 FILE: Final = "result.json"
 Transport = Literal["stdio", "http"]
 Reuse = Literal["on", "off"]
+Way = Literal["proxied", "direct", "unsampled"]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +52,10 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Repetition(msgspec.Struct, frozen=True, kw_only=True):
-    """One run. `saturated` is empty, or says why the generator and not the server may have set the pace."""
+    """One run. `saturated` is empty, or says why the generator and not the server may have set the pace.
+
+    `others_cpus` is how many processors other processes kept busy meanwhile (`neighbours.py`), null if unknown.
+    """
 
     summary: Summary
     memory: Memory = Memory()
@@ -55,19 +63,27 @@ class Repetition(msgspec.Struct, frozen=True, kw_only=True):
     saturated: str = ""
     sessions_opened: int = 0
     first_error: str = ""
+    others_cpus: float | None = None
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
-    """One combination of the matrix, and each of its repetitions, the n-th of all cells from the n-th round."""
+    """One combination that was measured, and each of its repetitions, the n-th of all cells from the n-th round.
+
+    `way` is through the proxy, past it, or through one that keeps no samples. `rate` is that of an open loop, 0 of
+    a closed one.
+    """
 
     transport: Transport
     reuse: Reuse
     clients: Annotated[int, Meta(ge=1)]
     repetitions: tuple[Repetition, ...]
+    way: Way = "proxied"
+    rate: float = 0.0
 
     @property
     def name(self) -> str:
-        return f"{self.transport} x{self.clients} reuse {self.reuse}"
+        how = f"reuse {self.reuse}" if self.way == "proxied" else self.way
+        return f"{self.transport} x{self.clients} {how}" + (f" at {self.rate:g}/s" if self.rate else "")
 
     @property
     def failed(self) -> int:
@@ -98,6 +114,20 @@ class PoolVerdict(msgspec.Struct, frozen=True, kw_only=True):
     isolation: Isolation
 
 
+class Locust(msgspec.Struct, frozen=True, kw_only=True):
+    """Who made a load that Locust distributed, and its workers' machines.
+
+    `stored` is how many calls the workers stored, the measured time or not; `master_*` what its master counted, -1 if
+    unknown. The master waits half a second for the workers' last reports, so it may count fewer.
+    """
+
+    version: str
+    workers: tuple[str, ...]
+    stored: int
+    master_calls: int = -1
+    master_failures: int = -1
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that one `mcpdiag bench` measured. `complete` is false if it was interrupted."""
 
@@ -113,21 +143,36 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     cells: tuple[Cell, ...]
     pairs: tuple[Pair, ...] = ()
     isolation: tuple[PoolVerdict, ...] = ()
+    soak: Soaked | None = None
+    overhead: tuple[Overhead, ...] = ()
+    breaking: Breaking | None = None
+    locust: Locust | None = None
 
-    def cell(self, transport: str, reuse: str, clients: int) -> Cell | None:
+    def cell(
+        self, transport: str, reuse: str, clients: int, way: Way = "proxied", rate: float = 0.0
+    ) -> Cell | None:
         """The cell of this combination, if it was measured."""
-        wanted = (transport, reuse, clients)
-        return next((c for c in self.cells if (c.transport, c.reuse, c.clients) == wanted), None)
+        wanted = (transport, reuse, clients, way, rate)
+        found = (c for c in self.cells if (c.transport, c.reuse, c.clients, c.way, c.rate) == wanted)
+        return next(found, None)
 
     @property
     def crossed(self) -> list[PoolVerdict]:
         """The pools whose clients heard of each other."""
         return [each for each in self.isolation if each.isolation.verdict == "cross-talk"]
 
+    def _repr_html_(self) -> str:
+        from mcpdiag.bench.report import as_html  # which imports this module
+
+        return as_html(self)
+
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a result."""
     made = msgspec.json.decode(msgspec.json.encode(msgspec.json.schema(Result)))  # no tuples, as in the file
+    for definition in made["$defs"].values():  # msgspec takes docstrings as they are, or without indentation
+        if "description" in definition:
+            definition["description"] = inspect.cleandoc(definition["description"])
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A result of mcpdiag bench",

@@ -151,26 +151,10 @@ class Session(ABC):
 
     def message(self, data: bytes) -> None:
         """A message of the server: the answer, or one to be ignored."""
-        try:
-            answer = _decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            self.fail(columns.PROTOCOL, f"the server sent something that is no JSON-RPC: {_shown(data)}")
-            return
-        if answer.method is not None or self.outcome != PENDING:
-            return
-        if answer.id != self.number:
-            if answer.id is not None or answer.error:
-                self.fail(columns.PROTOCOL, f"an answer to a request that was not sent: {_shown(data)}")
-            return
-        self.done_ns = perf_counter_ns()
-        if answer.error:
-            self.outcome, self.error = columns.RPC_ERROR, _error_text(bytes(answer.error))
-            return
-        self.result = result = bytes(answer.result)
-        if b'"isError"' in result and _is_error(result):
-            self.outcome, self.error = columns.TOOL_ERROR, f"the tool failed: {_tool_text(result)}"
-        else:
-            self.outcome = columns.OK
+        heard = hear(data, self.number)
+        if heard is not None and self.outcome == PENDING:
+            self.done_ns = perf_counter_ns()
+            self.outcome, self.error, self.result = heard
 
     def complete(self, status: int) -> None:
         """Nothing more comes for this call."""
@@ -205,6 +189,26 @@ class Session(ABC):
             self.on_done(self)
         elif not self._asked.done():
             self._asked.set_result(None)
+
+
+def hear(data: bytes, number: int) -> tuple[int, str, bytes] | None:
+    """What a message says of the request with this number: outcome, error and raw result; None if nothing."""
+    try:
+        answer = _decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return columns.PROTOCOL, f"the server sent something that is no JSON-RPC: {_shown(data)}", b""
+    if answer.method is not None:
+        return None
+    if answer.id != number:
+        if answer.id is None and not answer.error:
+            return None
+        return columns.PROTOCOL, f"an answer to a request that was not sent: {_shown(data)}", b""
+    if answer.error:
+        return columns.RPC_ERROR, _error_text(bytes(answer.error)), b""
+    result = bytes(answer.result)
+    if b'"isError"' in result and _is_error(result):
+        return columns.TOOL_ERROR, f"the tool failed: {_tool_text(result)}", result
+    return columns.OK, "", result
 
 
 def _shown(data: bytes) -> str:

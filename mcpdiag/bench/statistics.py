@@ -7,6 +7,7 @@ import random
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from statistics import NormalDist, median
 from typing import Final
 
@@ -142,16 +143,33 @@ def interval(
         count: the repetitions of the smaller side.
     """
     chance = random.Random(seed)  # noqa: S311
-    drawn = sorted(draw(chance) for _ in range(resamples))
+    return _between([draw(chance) for _ in range(resamples)], value, count)
+
+
+def _between(drawn: list[float], value: float, count: int) -> Estimate:
+    drawn.sort()
     cut = tails(count)
     return Estimate(value, quantile(drawn, cut), quantile(drawn, 1 - cut), count)
 
 
+@lru_cache(maxsize=64)
+def _middles(count: int, seed: int) -> tuple[tuple[int, int], ...]:
+    """Which of `count` sorted values the two in the middle of each resample are: that depends on no value."""
+    chance = random.Random(seed)  # noqa: S311
+    low, high = (count - 1) // 2, count // 2
+    drawn = (sorted(chance.choices(range(count), k=count)) for _ in range(RESAMPLES))
+    return tuple((each[low], each[high]) for each in drawn)
+
+
+def _medians(values: Sequence[float], seed: int) -> list[float]:
+    """The medians of `RESAMPLES` resamples."""
+    ordered = sorted(values)
+    return [(ordered[low] + ordered[high]) / 2 for low, high in _middles(len(ordered), seed)]
+
+
 def estimate(values: Sequence[float], *, seed: int = 1) -> Estimate:
     """The median of repetitions and its interval."""
-    return interval(
-        lambda chance: median(chance.choices(values, k=len(values))), median(values), len(values), seed=seed
-    )
+    return _between(_medians(values, seed), median(values), len(values))
 
 
 def paired_ratio(over: Sequence[float], under: Sequence[float], *, seed: int = 1) -> Estimate | None:
@@ -165,11 +183,9 @@ def paired_ratio(over: Sequence[float], under: Sequence[float], *, seed: int = 1
 
 def ratio(new: Sequence[float], base: Sequence[float], *, seed: int = 1) -> Estimate:
     """The ratio of the medians of two independent sets of repetitions."""
-
-    def draw(chance: random.Random) -> float:
-        return _divide(median(chance.choices(new, k=len(new))), median(chance.choices(base, k=len(base))))
-
-    return interval(draw, _divide(median(new), median(base)), min(len(new), len(base)), seed=seed)
+    over, under = _medians(new, 2 * seed), _medians(base, 2 * seed + 1)  # independent of each other
+    drawn = [_divide(a, b) for a, b in zip(over, under, strict=True)]
+    return _between(drawn, _divide(median(new), median(base)), min(len(new), len(base)))
 
 
 def _divide(a: float, b: float) -> float:

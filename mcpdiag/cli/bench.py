@@ -10,6 +10,10 @@ import msgspec
 import typer
 from typer.core import TyperGroup
 
+from mcpdiag.cli.bench_break import break_
+from mcpdiag.cli.bench_locust import locust_result, locustfile
+from mcpdiag.cli.bench_overhead import overhead
+from mcpdiag.cli.bench_soak import soak
 from mcpdiag.cli.bench_words import COMPARE, METHOD
 from mcpdiag.config.mistakes import found
 from mcpdiag.errors import ConfigError, StartError
@@ -276,6 +280,10 @@ def check(
         typer.Option(help="A result to compare with. [default: the newest stored one of its kind]"),
     ] = None,
     results: Annotated[Path, typer.Option(help="Where results are stored.")] = Path("benchmarks/results"),
+    extra: Annotated[
+        Path | None,
+        typer.Option(help="A .json file with metrics that a result has not (docs/bench.md, Targets)."),
+    ] = None,
 ) -> None:
     """Exit 1 if a result misses a target, or has fallen behind the baseline.
 
@@ -283,22 +291,32 @@ def check(
 
     `mcpdiag bench check mcpdiag-results/new --targets benchmarks/targets.toml`
     """
-    from mcpdiag.bench import gate, result
+    from mcpdiag.bench import doubt, gate, result
 
     aims = gate.read_targets(targets)
     measured = result.read(result_)
-    findings = gate.check(measured, aims)
+    findings = gate.check(measured, aims, None if extra is None else gate.read_extra(extra))
     stored = baseline or gate.newest_baseline(measured, result_, results)
     if aims.limits and stored is not None:
         findings += gate.against_baseline(measured, result.read(stored), aims.limits)
     elif aims.limits:
         print(
-            f"no baseline: no stored result of {measured.environment.machine} with this workload in {results}"
+            f"no baseline of this machine: no stored result of {measured.environment.machine} with this workload "
+            f"in {results}"
         )
     for each in findings:
         print(f"{each.status + ':':14} {each.name}: {each.detail}")
+    if said := doubt.disturbance(measured):
+        print(said)
     if any(each.failed for each in findings):
         raise typer.Exit(1)
+
+
+app.command(name="break")(break_)
+app.command()(overhead)
+app.command()(locustfile)
+app.command()(locust_result)
+app.command()(soak)
 
 
 # -- options ---------------------------------------------------------------------------------------------------

@@ -57,11 +57,11 @@ class Proxies:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mcpdiag-bench-")))
             url = self._target.url
             if self._target.kind == "embedded" and any(transport == "http" for transport, _ in pools):
-                url = stack.enter_context(_embedded_http())
+                url = stack.enter_context(running_embedded_http())
             # All are started before the first is waited for, and told to stop before the first is waited for:
             # most of either is the processor's time of one process.
             commands = [_proxy_command(self._config(folder, pool, url)) for pool in pools]
-            started = [stack.enter_context(_process(command)) for command in commands]
+            started = [stack.enter_context(running(command)) for command in commands]
             try:
                 yield {pool: _ready(process) for pool, process in zip(pools, started, strict=True)}
             finally:
@@ -84,7 +84,7 @@ class Proxies:
             lines.append(f"url = {json.dumps(url)}")
             if self._target.headers:
                 lines += ["[upstreams.bench.headers]"]
-                lines += [f"{json.dumps(k)} = {json.dumps(_escaped(v))}" for k, v in self._target.headers]
+                lines += [f"{json.dumps(k)} = {json.dumps(escaped(v))}" for k, v in self._target.headers]
         else:
             command = [*(self._target.command or embedded.COMMAND)]
             lines += [f"command = {json.dumps(command[0])}", f"args = {json.dumps(command[1:])}"]
@@ -94,7 +94,8 @@ class Proxies:
         return file
 
 
-def _escaped(value: str) -> str:
+def escaped(value: str) -> str:
+    """As configuration files write it."""
     return value.replace("${", "$${")
 
 
@@ -103,7 +104,7 @@ def _proxy_command(config: Path) -> list[str]:
 
 
 @contextmanager
-def _process(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+def running(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
     """A process in a session of its own, so that Ctrl-C reaches only us; MCPDIAG_* would overrule what we measure."""
     environ = {key: value for key, value in os.environ.items() if not key.upper().startswith("MCPDIAG_")}
     process = subprocess.Popen(
@@ -126,13 +127,14 @@ def _ready(process: subprocess.Popen[str]) -> ProxyProcess:
     kept: deque[str] = deque(maxlen=KEPT_LINES)
     for line in process.stderr:
         if " at http" in line:
-            threading.Thread(target=_drain, args=[process], daemon=True).start()
+            threading.Thread(target=drain, args=[process], daemon=True).start()
             return ProxyProcess(line.split(" at ")[-1].strip(), process.pid)
         kept.append(line.strip().removeprefix("mcpdiag: "))
     raise StartError(f"the proxy did not start: {kept[0] if kept else 'it said nothing'}")
 
 
-def _drain(process: subprocess.Popen[str]) -> None:
+def drain(process: subprocess.Popen[str]) -> None:
+    """Read what a process says until it ends, so that it is never held up."""
     assert process.stderr is not None
     with process.stderr as stream:
         for _ in stream:
@@ -140,9 +142,10 @@ def _drain(process: subprocess.Popen[str]) -> None:
 
 
 @contextmanager
-def _embedded_http() -> Iterator[str]:
+def running_embedded_http(command: Sequence[str] = embedded_http.COMMAND) -> Iterator[str]:
+    """The embedded server over HTTP; its URL."""
     process = subprocess.Popen(
-        embedded_http.COMMAND,
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -65,13 +65,13 @@ def measure(order: Order, tell: Tell) -> Outcome | None:
         timeout_s=config.timeout_s,
     )
     environment = here()
-    with _terminated_is_interrupted():
+    with terminated_is_interrupted():
         try:
             tell("looking at the server", 0, 1)
             load, probe = _look(order, proxies)
         except KeyboardInterrupt:
             return None
-        folder = _claim(order, environment)
+        folder = claim(environment, order.name, order.output)
         interrupted = False
         with RawFile(folder) as raw:
             matrix = Matrix(
@@ -87,7 +87,7 @@ def measure(order: Order, tell: Tell) -> Outcome | None:
             except KeyboardInterrupt:
                 interrupted = True
     if not matrix.cells:
-        _forget(folder, raw)
+        forget(folder, raw)
         return None
     result = Result(
         name=order.name,
@@ -95,7 +95,7 @@ def measure(order: Order, tell: Tell) -> Outcome | None:
         took_s=round(time.monotonic() - began, 3),
         complete=not interrupted,
         environment=environment,
-        target=_public(order.target),
+        target=public(order.target),
         workload=load,
         config=config,
         cells=matrix.cells,
@@ -106,7 +106,7 @@ def measure(order: Order, tell: Tell) -> Outcome | None:
         first = next(
             (e.first_error for c in result.cells for e in c.repetitions if e.first_error), "no answer"
         )
-        _forget(folder, raw)
+        forget(folder, raw)
         raise StartError(f"the server cannot be measured, every call failed: {first}")
     results.write(result, folder)
     return Outcome(result, folder, interrupted)
@@ -131,7 +131,8 @@ def _look(order: Order, proxies: Proxies) -> tuple[Workload, tuple[Call, str]]:
     return load, isolation.probe(tools, load)
 
 
-def _public(target: Target) -> results.Target:
+def public(target: Target) -> results.Target:
+    """The server as it may be shown."""
     if target.command:
         return results.Target(kind="command", shown=" ".join(public_args(target.command)))
     if target.url:
@@ -139,15 +140,15 @@ def _public(target: Target) -> results.Target:
     return results.Target(kind="embedded", shown="the embedded server")
 
 
-def _claim(order: Order, environment: Environment) -> Path:
+def claim(environment: Environment, name: str, output: Path | None) -> Path:
     """A folder of its own for this result, made now, so that a second run takes another one."""
-    if order.output is not None:
-        results.claim(order.output)
-        return order.output
+    if output is not None:
+        results.claim(output)
+        return output
     own = own_checkout(Path.cwd())
     root = Path("benchmarks/results") if own else Path("mcpdiag-results")
     while True:
-        folder = results.folder_for(environment, order.name, root)
+        folder = results.folder_for(environment, name, root)
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -155,14 +156,15 @@ def _claim(order: Order, environment: Environment) -> Path:
         return folder
 
 
-def _forget(folder: Path, raw: RawFile) -> None:
+def forget(folder: Path, raw: RawFile) -> None:
+    """Leave nothing of a result that is none."""
     raw.path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
 
 
 @contextlib.contextmanager
-def _terminated_is_interrupted() -> Iterator[None]:
+def terminated_is_interrupted() -> Iterator[None]:
     """SIGTERM keeps what was measured too, and leaves no proxy behind."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

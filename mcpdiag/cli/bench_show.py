@@ -38,16 +38,24 @@ def show(measured: Result, folder: Path, format_: str) -> None:
         write = {"md": report.markdown, "junit": report.junit, "csv": report.comma_separated}[format_]
         print(write(measured), end="")
     else:
-        config = measured.config
-        print(
-            f"{measured.target.shown}: {measured.workload.shown}; {config.repeat} rounds of {config.seconds:g} s, "
-            f"at most {config.max_connections} connection{'s' * (config.max_connections > 1)} a pool"
-        )
-        table(report.HEADINGS, report.rows(measured))
+        print(f"{measured.target.shown}: {measured.workload.shown}{_how(measured)}")
+        table(report.headings(measured), report.rows(measured))
         for sentence in report.sentences(measured):
             print(sentence)
         print(f"Result: {folder}")
-        print(f"Compare: mcpdiag bench compare {folder} NEW")
+        if measured.breaking is None:
+            print(f"Compare: mcpdiag bench compare {folder} NEW")
+
+
+def _how(measured: Result) -> str:
+    config = measured.config
+    pool = f"at most {config.max_connections} connection{'s' * (config.max_connections > 1)} a pool"
+    if measured.locust is not None:
+        return f"; {config.seconds:.4g} s of it by Locust"
+    if measured.breaking is not None:
+        way = "" if any(cell.way == "direct" for cell in measured.cells) else f" through the proxy, {pool}"
+        return f"; steps of {config.seconds:g} s or more{way}"
+    return f"; {config.repeat} rounds of {config.seconds:g} s, {pool}"
 
 
 def table(headings: tuple[str, ...], body: Sequence[Sequence[str]]) -> None:

@@ -24,5 +24,7 @@ What `mcpdiag bench compare` does
 3. Whether that is more than noise: the repetitions of both are dealt out anew in every way, and the largest
    studentized difference anywhere is compared with the one found (maxT, Westfall and Young 1993). So the rate of
    false alarms, 1 %, is of all comparisons together. With fewer than 5 repetitions in each nothing can be significant.
-4. --max-regression fails only if the whole interval is beyond the limit.
-It cannot know what changed between the two runs beside the code: run them one after the other on a quiet machine."""
+4. What other processes took of the processors meanwhile (Linux) may have made a result slower by that: a difference is
+   significant only if that cannot explain it, and the intervals are wider by it.
+5. --max-regression fails only if the whole interval is beyond the limit.
+It cannot know what else changed between the two runs: run them one after the other on a quiet machine."""

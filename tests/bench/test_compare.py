@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from statistics import median
 
 import pytest
 from msgspec.structs import replace
@@ -12,7 +13,7 @@ from mcpdiag.bench.matrix import nothing
 from mcpdiag.bench.result import Cell
 from mcpdiag.bench.significance import ALPHA, least_p, p_values
 from mcpdiag.bench.spec import Call
-from mcpdiag.bench.statistics import estimate, paired_ratio, ratio, tails
+from mcpdiag.bench.statistics import estimate, interval, paired_ratio, ratio, tails
 from mcpdiag.errors import ConfigError
 from tests.bench import made
 
@@ -146,6 +147,22 @@ def test_the_interval_holds_the_true_median_about_as_often_as_it_says() -> None:
         found = estimate([chance.lognormvariate(0, 0.1) for _ in range(5)], seed=seed)
         held += found.low <= 1 <= found.high
     assert 180 <= held <= 200
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 12])
+def test_a_ratio_has_the_interval_of_the_plain_bootstrap(count: int) -> None:
+    """Which values are in the middle of a resample is drawn once for all metrics; that changes nothing but the time."""
+    chance = random.Random(count)
+    new, base = ([chance.lognormvariate(0, 0.1) for _ in range(count)] for _ in range(2))
+
+    def draw(chance: random.Random) -> float:
+        return median(chance.choices(new, k=count)) / median(chance.choices(base, k=count))
+
+    plain = interval(draw, median(new) / median(base), count, seed=9)
+    found = ratio(new, base, seed=3)
+    assert (found.value, found.repetitions) == (plain.value, count)
+    assert found.low == pytest.approx(plain.low, rel=0.03)
+    assert found.high == pytest.approx(plain.high, rel=0.03)
 
 
 def test_few_repetitions_widen_the_interval() -> None:

@@ -1,0 +1,44 @@
+"""A stdio server whose calls cost processor time: `computing.py STEPS`; for compare_power.py. One call at a time."""
+
+import os
+import re
+import sys
+
+ID = re.compile(rb'"id": ?(\d+)')
+RESULT = b'{"content":[{"type":"text","text":"hello"}]}'
+SCHEMA = b'{"type":"object","properties":{"text":{"type":"string"}},"required":["text"]}'
+TOOLS = b'{"tools":[{"name":"echo","inputSchema":%b}]}' % SCHEMA
+INITIALIZED = b'{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"computing","version":"1"}}'
+
+
+def compute(steps: int) -> int:
+    """What takes the time."""
+    total = 0
+    for step in range(steps):
+        total += step & 7
+    return total
+
+
+def answer(line: bytes, steps: int) -> bytes:
+    if b'"tools/call"' in line:
+        compute(steps)
+        # The text comes back, so that mcpdiag can tell whose answer it is.
+        text = re.search(rb'"text": ?("[^"\\]*")', line)
+        return RESULT.replace(b'"hello"', text[1]) if text else RESULT
+    if b'"tools/list"' in line:
+        return TOOLS
+    return INITIALIZED if b'"initialize"' in line else b"{}"
+
+
+def main() -> None:
+    steps = int(sys.argv[1])
+    rest = b""
+    while data := os.read(0, 1 << 18):
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            if found := ID.search(line):
+                os.write(1, b'{"jsonrpc":"2.0","id":%b,"result":%b}\n' % (found[1], answer(line, steps)))
+
+
+if __name__ == "__main__":
+    main()
