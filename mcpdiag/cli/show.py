@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ROWS = 20
 DETAIL = 200  # characters
+SITES = 5  # call sites of a process
 _SUMMARY = {
     "count": "calls", "error_rate": "errors", "rps": "per s", "total_p50_ms": "p50 ms", "total_p99_ms": "p99 ms",
     "queue_p99_ms": "queue p99", "first_p99_ms": "first p99",
@@ -47,6 +48,7 @@ def show(
             _calls(samples.summary()),
             _pools(samples.pool),
             _processes(samples.memory),
+            _heap(samples.frame("heap")),
             _events(samples.events),
         ]
     except (FileNotFoundError, ValueError, ImportError) as error:
@@ -102,6 +104,23 @@ def _processes(memory: DataFrame) -> Table:
         mib = (f"{rows['rss_bytes'].iloc[place] / 2**20:,.1f}" for place in (0, -1))
         counts = (f"{last[name]:,}" for name in ("fds", "threads", "children"))
         table.add_row(str(upstream or process), str(pid), *mib, *counts, f"{last['cpu_s']:,.1f}")
+    return table
+
+
+def _heap(heap: DataFrame) -> Table:
+    table = _table(
+        "heap, live at the end of the newest window: candidates", "window", "call site", "KiB", words=2
+    )
+    table.columns[1].ratio = 1
+    live = heap[(heap["kind"] == "leaked") & (heap["size_bytes"] > 0)]
+    for upstream, rows in live.groupby("upstream", observed=True):
+        newest = rows[rows["ts"] == rows["ts"].max()].sort_values("size_bytes", ascending=False)
+        for _, row in newest.head(SITES).iterrows():
+            window = f"{upstream!s}: {row['window']}" if upstream else str(row["window"])
+            where = (
+                f"{row['function']} ({row['file']}:{row['line']})" if row["file"] else str(row["function"])
+            )
+            table.add_row(window, where, f"{row['size_bytes'] / 1024:,.1f}")
     return table
 
 
