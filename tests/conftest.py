@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import json
@@ -83,11 +84,12 @@ class RawClient:
 
 def own_processes() -> set[int]:
     """Pids of all children and grandchildren of this process that are not zombies."""
-    return {
-        child.pid
-        for child in psutil.Process().children(recursive=True)
-        if child.is_running() and child.status() != psutil.STATUS_ZOMBIE
-    }
+    alive = set()
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+                alive.add(child.pid)
+    return alive
 
 
 def own_descriptors() -> int:
@@ -115,6 +117,11 @@ def pytest_collection_finish() -> None:
     """What the collected tests are made of stays; a collection that looks at it all takes most of a second."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Hypothesis asks the collector who refers to what, and may be imported for the summary alone."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -42,6 +42,20 @@ def test_a_single_shot_program_is_served_not_reused_and_said_once(
     assert "transport-compatibility" in warnings[0].getMessage()
 
 
+@pytest.mark.parametrize("mode", ["request", "multiplex"])
+def test_a_program_that_takes_its_time_to_end_loses_one_call_at_most(mode: str) -> None:
+    """It is taken for a persistent one at first; its end tells, and later ones are given more time."""
+    program = command("single_shot", "--requests", "2", "--linger", "0.25")
+    with mcpdiag.serve({"tool": program}, port=0, pool_mode=mode, max_connections=2) as proxy:
+        client = RawClient(proxy.url).initialize()
+        answers = [
+            client.request("tools/call", {"name": "echo", "arguments": {"text": str(n)}}) for n in range(6)
+        ]
+        assert sum("result" not in answer for answer in answers) <= 1, answers
+        assert all("result" in answer for answer in answers[2:]), answers
+        assert proxy.stats()["upstreams"]["tool"]["pool"]["closed_single_shot"] >= 2
+
+
 @pytest.mark.parametrize(("mode", "clients"), [("session", 1), ("request", 4), ("multiplex", 4)])
 def test_a_persistent_server_with_one_connection_is_spawned_once(mode: str, clients: int) -> None:
     """For N requests; in the shared modes also for N clients."""

@@ -170,7 +170,9 @@ def _estimates(goal: Goal, result: Result, extra: Extra) -> list[tuple[str, Esti
     cells = [
         cell
         for cell in result.cells
-        if goal.transport in ("", cell.transport)
+        if cell.way == "proxied"
+        and not cell.rate  # of an open loop, throughput is what was sent
+        and goal.transport in ("", cell.transport)
         and goal.reuse in ("", cell.reuse)
         and goal.clients in (0, cell.clients)
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from mcpdiag import embedded, embedded_http
 from mcpdiag.bench.generator import stop
 from mcpdiag.bench.matrix import PoolKey
+from mcpdiag.connection.child import inherited
 from mcpdiag.errors import StartError
 
 STOP_S = 8.0
@@ -106,9 +106,8 @@ def _proxy_command(config: Path) -> list[str]:
 @contextmanager
 def running(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
     """A process in a session of its own, so that Ctrl-C reaches only us; MCPDIAG_* would overrule what we measure."""
-    environ = {key: value for key, value in os.environ.items() if not key.upper().startswith("MCPDIAG_")}
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=environ, start_new_session=True
+        command, stderr=subprocess.PIPE, text=True, env=inherited(), start_new_session=True
     )
     try:
         yield process

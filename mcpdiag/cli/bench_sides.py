@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from mcpdiag.bench.result import Transport
 from mcpdiag.bench.split import Phases
 from mcpdiag.cli.bench_proxies import STOP_S, Target, drain, running_embedded_http
 from mcpdiag.cli.bench_recorded import Ask, Setup
+from mcpdiag.connection.child import inherited
 from mcpdiag.errors import StartError
 
 COMMAND = (sys.executable, "-m", "mcpdiag.cli.bench_recorded")
@@ -111,10 +111,9 @@ class Sides:
 @contextmanager
 def _process(setup: Setup) -> Iterator[subprocess.Popen[str]]:
     """In a session of its own, so that Ctrl-C reaches only us; MCPDIAG_* would overrule what we measure."""
-    environ = {key: value for key, value in os.environ.items() if not key.upper().startswith("MCPDIAG_")}
     process = subprocess.Popen(
         COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environ, start_new_session=True,
+        env=inherited(), start_new_session=True,
     )  # fmt: skip
     assert process.stdin is not None
     assert process.stdout is not None

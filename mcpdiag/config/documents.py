@@ -15,10 +15,9 @@ _SERVER_KEYS = ("servers", "mcpServers")
 _SERVERS_ALLOWED = 'allowed: {"mcpServers": {NAME: {...}}}'
 # The `type` that clients write, in lower case without '-' and '_', as our `transport`.
 _KINDS = {"stdio": None, "http": "http", "streamablehttp": "http", "sse": "sse"}
+_KIND_KEYS = ("type", "transport", "transportType")
 # What clients write beside the server itself. Other keys are ignored too, unless they look like one of ours.
-_CLIENT_KEYS = frozenset(
-    {"type", "transport", "disabled", "timeout", "autoApprove", "alwaysAllow", "description"}
-)
+_CLIENT_KEYS = frozenset({*_KIND_KEYS, "disabled", "timeout", "autoApprove", "alwaysAllow", "description"})
 _ENV_FILE = "found a key that mcpdiag does not read; put the variables into env, or set them before the start"
 
 
@@ -158,9 +157,7 @@ def _without_client_keys(
     server: Mapping[str, object], document: Document, at: Place, report: Callable[[str], None]
 ) -> Mapping[str, object]:
     kinds = {
-        key: _kind(server[key], document.where((*at, key)), report)
-        for key in ("type", "transport")
-        if key in server
+        key: _kind(server[key], document.where((*at, key)), report) for key in _KIND_KEYS if key in server
     }
     if "envFile" in server:
         report(f"{document.where((*at, 'envFile'))}: {_ENV_FILE}")

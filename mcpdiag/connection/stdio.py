@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shlex
 import signal
 import threading
@@ -20,7 +19,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from mcpdiag.config.masking import public_args
-from mcpdiag.connection.child import Child
+from mcpdiag.connection.child import Child, inherited
 from mcpdiag.connection.reaper import Reaper
 from mcpdiag.errors import ConnectError, UpstreamClosed
 from mcpdiag.protocol.framing import LineFramer
@@ -42,7 +41,7 @@ class StdioConnection:
     Args:
         name: the upstream's name, for messages.
         command: program and arguments.
-        env: added to (and stronger than) the proxy's own environment.
+        env: added to (and stronger than) the proxy's own environment, from which `MCPDIAG_*` is taken.
         cwd: working directory.
         capacity: exchanges it may carry at once.
         max_message_bytes: longest line accepted on stdout; longer ones are dropped and counted.
@@ -232,7 +231,7 @@ class StdioConnection:
             raise self._cannot_start("it was closed before")
         if not self.command or not self.command[0]:
             raise self._cannot_start("the command is empty")
-        environment = {**os.environ, **(self._env or {})}
+        environment = {**inherited(), **(self._env or {})}
         if self._reaper is not None:
             try:
                 environment |= self._reaper.environment()

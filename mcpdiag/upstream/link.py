@@ -31,6 +31,7 @@ class Link:
         self.settled_answers = 0
         self.wedged = False  # it takes no new exchange; those on it may still end well
         self._persistent = persistent
+        self._closing = False
 
     @property
     def capacity(self) -> int:
@@ -49,10 +50,18 @@ class Link:
         )
 
     @property
+    def ended_late(self) -> bool:
+        """Whether it ended by itself after one call, when it had been taken for a process that lives on."""
+        answers = self.connection.answers
+        late = answers == self.settled_answers == 1 + self.handshakes
+        return late and self.ended_well and not self._closing
+
+    @property
     def single_shot(self) -> bool:
         return not self._persistent() and self.ended_well and self.connection.answers <= 1 + self.handshakes
 
     async def aclose(self, *, force: bool = False) -> None:
+        self._closing = True
         await self.connection.aclose(force=force)
 
     async def gone(self) -> UpstreamClosed:

@@ -25,7 +25,8 @@ from mcpdiag.upstream.link import Link
 from mcpdiag.upstream.router import Router
 
 CLIENT_INFO = {"name": "mcpdiag", "version": "0.1.0"}
-SETTLE = 0.1  # seconds in which a single-shot program has ended after its answer
+SETTLE = 0.1  # seconds in which a single-shot program has ended after its answer, until one takes longer
+LONGEST_SETTLE = 3.0
 
 
 class Processes:
@@ -53,6 +54,7 @@ class Processes:
         self.reaper = reaper
         self.clients: set[Client] = set()
         self.persistent = False  # a process of it was seen to live on after an answer
+        self.settle = SETTLE
         self.bare = False  # a single-shot program that takes no handshake before its one request
         self.bare_result = b""
         self.tasks: TaskGroup | None = None
@@ -94,11 +96,11 @@ class Processes:
         if self.persistent or answers == link.settled_answers:
             return self.bare
         if answers <= 1 + link.handshakes:
-            with anyio.move_on_after(SETTLE):
+            with anyio.move_on_after(self.settle):
                 await link.connection.lost.wait()
         link.settled_answers = answers
         if link.healthy:
-            self.persistent = answers > link.handshakes
+            self.persistent = self.persistent or answers > link.handshakes
         elif link.ended_well and answers == link.handshakes == 1:
             self.bare = True
         return self.bare
@@ -179,6 +181,9 @@ class Processes:
 
     def _lost(self, link: Link) -> None:
         connection = link.connection
+        if link.ended_late:
+            self.persistent = False
+            self.settle = min(3 * self.settle, LONGEST_SETTLE)
         connection.single_shot = link.single_shot
         link.router.fail_all(connection.gone)
         self.hook.emit(Happened(self.LOST, self.name, detail=connection.describe_end()))

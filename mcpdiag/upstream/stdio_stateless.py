@@ -32,7 +32,7 @@ from mcpdiag.protocol.revisions import LATEST_HANDSHAKE, LATEST_STATELESS
 from mcpdiag.upstream.base import Answer, Exchange, Phase
 from mcpdiag.upstream.learned import Learned, supported_versions
 from mcpdiag.upstream.link import Link
-from mcpdiag.upstream.processes import CLIENT_INFO, SETTLE, Processes
+from mcpdiag.upstream.processes import CLIENT_INFO, Processes
 from mcpdiag.upstream.stateless_router import StatelessRouter
 from mcpdiag.upstream.stdio_session import StdioSession
 from mcpdiag.upstream.stdio_subscription import Ear, subscribe
@@ -120,7 +120,7 @@ class StatelessProcesses(Processes):
 
     async def _keep(self, link: Link) -> None:
         """It has answered: whether it lives on says how all of them are to be used."""
-        with anyio.move_on_after(0 if self.persistent else SETTLE):
+        with anyio.move_on_after(0 if self.persistent else self.settle):
             await link.connection.lost.wait()
         if link.healthy:
             self.persistent = True

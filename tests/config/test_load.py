@@ -162,7 +162,7 @@ class TestMcpServers:
             7,
         )
 
-    @pytest.mark.parametrize("key", ["type", "transport"])
+    @pytest.mark.parametrize("key", ["type", "transport", "transportType"])
     @pytest.mark.parametrize(
         ("kind", "transport"),
         [("sse", "sse"), ("SSE", "sse"), ("http", "http"), ("streamable-http", "http"), ("stdio", "auto")],
@@ -171,7 +171,7 @@ class TestMcpServers:
         upstream = read(servers({"a": {key: kind, "url": "http://h/sse"}})).upstreams["a"]
         assert (upstream.kind, upstream.transport) == ("http", transport)
 
-    @pytest.mark.parametrize("key", ["type", "transport"])
+    @pytest.mark.parametrize("key", ["type", "transport", "transportType"])
     def test_sse_beside_a_command_is_a_mistake_at_the_key_as_it_is_written(self, key: str) -> None:
         assert problems(servers({"a": {key: "sse", "command": "x"}})) == [
             f"servers.json: mcpServers.a.{key}: found it without 'url', which it goes with; remove it"

@@ -156,8 +156,10 @@ async def test_a_message_goes_to_the_child_and_its_answer_comes_back() -> None:
 async def test_the_child_gets_the_environment_of_the_proxy_and_what_is_added(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("MCPDIAG_TEST_A", "proxy")
-    monkeypatch.setenv("MCPDIAG_TEST_B", "proxy")
+    monkeypatch.setenv("TEST_A", "proxy")
+    monkeypatch.setenv("TEST_B", "proxy")
+    monkeypatch.setenv("MCPDIAG_TOKEN", "secret")
+    monkeypatch.setenv("MCPDIAG_PORT", "1")
     show = [
         sys.executable,
         "-I",
@@ -165,20 +167,22 @@ async def test_the_child_gets_the_environment_of_the_proxy_and_what_is_added(
         "-c",
         "import os, json; print(json.dumps(dict(os.environ)), flush=True)",
     ]
-    async with running(*show, env={"MCPDIAG_TEST_B": "own", "MCPDIAG_TEST_C": "=ä"}) as talk:
+    async with running(*show, env={"TEST_B": "own", "TEST_C": "=ä", "MCPDIAG_PORT": "2"}) as talk:
         await talk.connection.lost.wait()
         seen = talk.connection.last_stray.decode(errors="replace")
     # Stray output is cut, so look at the child's own words only for what is new: ask it directly.
     assert seen.startswith("{")
     with Reaper() as reaper:
-        options = {"env": {"MCPDIAG_TEST_B": "own", "MCPDIAG_TEST_C": "=ä"}, "reaper": reaper}
+        options = {"env": {"TEST_B": "own", "TEST_C": "=ä", "MCPDIAG_PORT": "2"}, "reaper": reaper}
         async with running(*command("noisy"), **options) as talk:
             environ = Path(f"/proc/{talk.connection.pid}/environ")
             await talk.ready()
             variables = dict(each.split("=", 1) for each in environ.read_bytes().decode().split("\0") if each)
-    assert variables["MCPDIAG_TEST_A"] == "proxy"
-    assert variables["MCPDIAG_TEST_B"] == "own"
-    assert variables["MCPDIAG_TEST_C"] == "=ä"
+    assert variables["TEST_A"] == "proxy"
+    assert variables["TEST_B"] == "own"
+    assert variables["TEST_C"] == "=ä"
+    assert variables["MCPDIAG_PORT"] == "2"  # asked for
+    assert "MCPDIAG_TOKEN" not in variables
     assert variables["MCPDIAG_REAPER"] == reaper.cookie
 
 

@@ -1,6 +1,7 @@
 """A server that answers a fixed number of requests and exits by itself.
 
 --requests N     how many (default 1; a server that wants a handshake and then serves one call has 2)
+--linger S       seconds between its last answer and its end (default 0)
 --code N         its exit code (default 0)
 --no-newline     the last answer has no line break
 --stderr TEXT    its last words
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import sys
+import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
@@ -24,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--requests", type=int, default=1)
     parser.add_argument("--code", type=int, default=0)
+    parser.add_argument("--linger", type=float, default=0)
     parser.add_argument("--no-newline", action="store_true")
     parser.add_argument("--stderr", default="")
     parser.add_argument("--then", type=bytes.fromhex, default=b"")
@@ -43,6 +46,7 @@ def main() -> None:
     write(options.then)
     if options.stderr:
         write(options.stderr.encode() + b"\n", 2)
+    time.sleep(options.linger)
     os._exit(options.code)
 
 
