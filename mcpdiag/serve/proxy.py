@@ -1,20 +1,12 @@
-"""Builds upstreams, sessions and endpoint, runs the ASGI server, and owns the order of start and stop.
-
-`async with Proxy(...)` lives in the running event loop; `with serve(...)` brings a thread and a loop of its own,
-which is what a notebook wants: a cell that computes would stop a server in the kernel's loop.
-"""
+"""`Proxy`: a proxy in the running event loop."""
 
 from __future__ import annotations
 
 import asyncio
-import atexit
-import contextlib
 import logging
-import shutil
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from functools import partial
@@ -25,7 +17,6 @@ import anyio
 from anyio.abc import TaskGroup
 
 from mcpdiag.config import ProxyConfig, UpstreamConfig
-from mcpdiag.config.load import load
 from mcpdiag.connection.reaper import Reaper
 from mcpdiag.errors import ConfigError, HeapError, StartError
 from mcpdiag.hooks import NO_HOOK, Hook
@@ -41,6 +32,7 @@ from mcpdiag.samples.heap_servers import HeapServers
 from mcpdiag.samples.recorder import Recorder
 from mcpdiag.samples.sampling import Sampling
 from mcpdiag.samples.writer import Writer
+from mcpdiag.serve.settings import Upstreams, check_commands, configure, needs_recording
 from mcpdiag.server import Server, listen
 from mcpdiag.upstream.auto import AutoUpstream
 from mcpdiag.upstream.http import HttpUpstream
@@ -48,7 +40,6 @@ from mcpdiag.upstream.legacy import LegacyUpstream
 from mcpdiag.upstream.stdio import StdioUpstream
 
 log = logging.getLogger("mcpdiag.serve")
-Upstreams = Mapping[str, "str | Sequence[str] | Mapping[str, Any] | UpstreamConfig"]
 Clock = Callable[[], float]
 
 
@@ -91,7 +82,7 @@ class Proxy:
         self.admin_url = ""
         self.front: StdioFront | None = None
         self._stdio = stdio
-        if not record and (wrong := _needs_recording(self.config)):
+        if not record and (wrong := needs_recording(self.config)):
             raise ConfigError(
                 [f"found {name} without recording; leave out record=False, or {name}" for name in wrong]
             )
@@ -116,7 +107,7 @@ class Proxy:
 
     async def __aenter__(self) -> Self:
         config = self.config
-        _check_commands(config)
+        check_commands(config)
         listener = self._listen(config.port if self._stdio is None else None)
         admin = self._listen(config.admin_port)
         self._closed, self._force = anyio.Event(), anyio.Event()
@@ -365,164 +356,6 @@ def _stateless_numbers(upstream: StdioUpstream | HttpUpstream) -> dict[str, Any]
     return {} if stateless is None else {"stateless_pool": asdict(stateless.stats())}
 
 
-class BackgroundProxy:
-    """A proxy in a thread of its own with its own event loop, for synchronous code and notebooks::
-
-        with mcpdiag.serve({"files": ["uvx", "mcp-server-filesystem"]}) as proxy:
-            print(proxy.url)
-
-    Interrupting a cell (KeyboardInterrupt) reaches only the caller's thread: the proxy goes on serving.
-    """
-
-    def __init__(
-        self,
-        upstreams: Upstreams | ProxyConfig,
-        *,
-        hook: Hook = NO_HOOK,
-        record: bool = True,
-        **settings: Any,
-    ) -> None:
-        self._proxy = Proxy(upstreams, hook=hook, record=record, **settings)
-        self._ready = threading.Event()
-        self._stop: anyio.Event | None = None
-        self._portal_call: Any = None
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="mcpdiag", daemon=True)
-
-    def start(self) -> Self:
-        """Start the thread and wait until the proxy accepts requests. Raises what `Proxy` raises."""
-        self._thread.start()
-        self._ready.wait()
-        if self._failure is not None:
-            self._thread.join()
-            raise self._failure
-        atexit.register(self.close)
-        return self
-
-    def _run(self) -> None:
-        try:
-            run_loop(self._main)
-        except BaseException as failure:
-            self._failure = failure
-        finally:
-            self._ready.set()
-
-    async def _main(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._stop, self._force = anyio.Event(), False
-        stop = self._stop
-        self._portal_call = loop.call_soon_threadsafe
-        async with self._proxy as proxy:
-            self._ready.set()
-            await stop.wait()
-            await proxy.aclose(force=self._force)
-
-    @property
-    def url(self) -> str:
-        """The MCP endpoint of the only (or first) upstream."""
-        return self._proxy.url
-
-    @property
-    def urls(self) -> dict[str, str]:
-        """The MCP endpoint of each upstream by name."""
-        return self._proxy.urls
-
-    @property
-    def admin_url(self) -> str:
-        """Where `/healthz`, `/readyz` and `/stats` are; empty without `admin_port`."""
-        return self._proxy.admin_url
-
-    @property
-    def recorder(self) -> Recorder:
-        """See `Proxy.recorder`."""
-        return self._proxy.recorder
-
-    def stats(self) -> dict[str, Any]:
-        """See `Proxy.stats`."""
-        return self._proxy.stats()
-
-    def _repr_html_(self) -> str:
-        return self._proxy._repr_html_()
-
-    def close(self) -> None:
-        """Shut down as `Proxy.aclose` does and wait for the thread. Idempotent."""
-        atexit.unregister(self.close)
-        if self._stop is not None and self._thread.is_alive():
-            with contextlib.suppress(RuntimeError):  # its loop has just ended
-                self._portal_call(self._stop.set)
-        self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self if self._ready.is_set() else self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def serve(
-    upstreams: Upstreams | ProxyConfig, *, hook: Hook = NO_HOOK, record: bool = True, **settings: Any
-) -> BackgroundProxy:
-    """Start a proxy in the background; use it in a `with` block, or call `close`. Arguments as for `Proxy`."""
-    return BackgroundProxy(upstreams, hook=hook, record=record, **settings).start()
-
-
-def run_loop(main: Any) -> Any:
-    """Run an async function on uvloop where there is one, else on asyncio's own loop."""
-    return anyio.run(main, backend_options={"use_uvloop": _has_uvloop()})
-
-
-def _has_uvloop() -> bool:
-    try:
-        import uvloop  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def configure(upstreams: Upstreams, **settings: Any) -> ProxyConfig:
-    """A ProxyConfig from plain Python values.
-
-    Raises:
-        ConfigError: one line for each mistake.
-    """
-    return load(
-        upstreams={name: _fields(each) for name, each in upstreams.items()}, cli=settings, caller="Proxy"
-    )
-
-
-def _fields(upstream: str | Sequence[str] | Mapping[str, Any] | UpstreamConfig) -> Mapping[str, object]:
-    if isinstance(upstream, UpstreamConfig):
-        return upstream.model_dump(exclude_unset=True)
-    if isinstance(upstream, Mapping):
-        return upstream
-    if isinstance(upstream, str):
-        return {"url": upstream}
-    return {"command": [*upstream]}
-
-
 def _url(host: str, listener: socket.socket) -> str:
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{listener.getsockname()[1]}"
-
-
-def _needs_recording(config: ProxyConfig) -> list[str]:
-    """The settings that say something of a recorder."""
-    wanted = {
-        "capture": config.capture is not None,
-        "heap_every": config.heap_every is not None,
-        "heap_upstream": any(each.heap_upstream for each in config.upstreams.values()),
-    }
-    return [name for name, given in wanted.items() if given]
-
-
-def _check_commands(config: ProxyConfig) -> None:
-    """A program that does not exist is said at the start, not at the first call."""
-    for name, upstream in config.upstreams.items():
-        program = upstream.command
-        if program is None or upstream.env.get("PATH") is not None or "/" in program:
-            continue
-        if shutil.which(program) is None:
-            raise StartError(
-                f"the server '{name}' cannot be started: there is no program {program!r} on PATH; "
-                "install it or give its full path"
-            )
