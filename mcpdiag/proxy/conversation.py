@@ -22,7 +22,9 @@ from mcpdiag.proxy.gate import Gate
 from mcpdiag.proxy.handshake import new_exchange, tell
 from mcpdiag.proxy.message_reply import MessageReply, Outlet, relayable
 from mcpdiag.proxy.session import Sessions
-from mcpdiag.upstream.base import Exchange, Inbox, Upstream
+from mcpdiag.upstream.base import Upstream
+from mcpdiag.upstream.client import Inbox
+from mcpdiag.upstream.exchange import Exchange
 
 log = logging.getLogger("mcpdiag.proxy")
 MAX_CALLS = 1000  # in flight for one client; the next message is taken when one of them has ended

@@ -25,7 +25,8 @@ from mcpdiag.protocol.sse import Event
 from mcpdiag.protocol.trace import trace_context, with_trace_context
 from mcpdiag.proxy.request import Reply
 from mcpdiag.proxy.session import Session
-from mcpdiag.upstream.base import Answer, Exchange
+from mcpdiag.upstream.base import Answer
+from mcpdiag.upstream.exchange import Exchange
 
 log = logging.getLogger("mcpdiag.proxy")
 RETRY_BASE = 0.05

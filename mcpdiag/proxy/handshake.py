@@ -20,7 +20,8 @@ from mcpdiag.proxy.gate import Gate
 from mcpdiag.proxy.listening import listen
 from mcpdiag.proxy.request import Headers, Reply, Request, refuse_call
 from mcpdiag.proxy.session import Session, Sessions
-from mcpdiag.upstream.base import Answer, Exchange, Upstream
+from mcpdiag.upstream.base import Answer, Upstream
+from mcpdiag.upstream.exchange import Exchange
 
 log = logging.getLogger("mcpdiag.proxy")
 MAX_BATCH = 1000

@@ -15,7 +15,7 @@ from mcpdiag.proxy import forward
 from mcpdiag.proxy.request import Reply, Request
 from mcpdiag.proxy.session import Session
 from mcpdiag.proxy.store import StoredStream
-from mcpdiag.upstream.base import Inbox
+from mcpdiag.upstream.client import Inbox
 
 log = logging.getLogger("mcpdiag.proxy")
 Source = AsyncIterator[Event | bytes]  # events to send, or sent before and encoded

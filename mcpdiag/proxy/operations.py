@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 from mcpdiag.protocol.message import Message, members, text_member
 from mcpdiag.proxy.session import Session
-from mcpdiag.upstream.base import Answer, Exchange, Phase
+from mcpdiag.upstream.base import Answer
+from mcpdiag.upstream.exchange import Exchange, Phase
 from mcpdiag.upstream.learned import METHODS
 
 MAX_OPEN = 10_000  # operations that wait for their next leg; the oldest are forgotten

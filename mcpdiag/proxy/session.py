@@ -17,7 +17,9 @@ from mcpdiag.protocol.mirror import listen_ended
 from mcpdiag.protocol.revisions import KNOWN
 from mcpdiag.proxy.request import Reply
 from mcpdiag.proxy.store import EventStore
-from mcpdiag.upstream.base import Client, Exchange, Inbox, Upstream, UpstreamSession
+from mcpdiag.upstream.base import Upstream, UpstreamSession
+from mcpdiag.upstream.client import Client, Inbox
+from mcpdiag.upstream.exchange import Exchange
 
 log = logging.getLogger("mcpdiag.session")
 SWEEPS_PER_TIMEOUT = 10

@@ -23,7 +23,8 @@ from mcpdiag.proxy.gate import Gate
 from mcpdiag.proxy.operations import Leg, Listen, Operations
 from mcpdiag.proxy.request import Headers, Reply, Request, refuse_call
 from mcpdiag.proxy.session import Session, Sessions
-from mcpdiag.upstream.base import Exchange, Upstream
+from mcpdiag.upstream.base import Upstream
+from mcpdiag.upstream.exchange import Exchange
 
 log = logging.getLogger("mcpdiag.proxy")
 LISTEN = "subscriptions/listen"

@@ -12,7 +12,9 @@ from mcpdiag.hooks import NO_HOOK, Happened, Hook
 from mcpdiag.pool.pool import Clock
 from mcpdiag.pool.stats import PoolStats
 from mcpdiag.protocol.message import Message, MessageError, decode
-from mcpdiag.upstream.base import Answer, Client, Exchange, Inbox, Phase, UpstreamSession
+from mcpdiag.upstream.base import Answer, UpstreamSession
+from mcpdiag.upstream.client import Client, Inbox
+from mcpdiag.upstream.exchange import Exchange, Phase
 from mcpdiag.upstream.http import HttpUpstream
 from mcpdiag.upstream.legacy import LegacyUpstream, speaks_legacy
 

@@ -15,7 +15,8 @@ from mcpdiag.connection.base import HttpConnection
 from mcpdiag.hooks import NO_HOOK, Hook
 from mcpdiag.pool.pool import Clock, Pool
 from mcpdiag.pool.stats import PoolStats
-from mcpdiag.upstream.base import Client, TransportName, UpstreamSession
+from mcpdiag.upstream.base import TransportName, UpstreamSession
+from mcpdiag.upstream.client import Client
 from mcpdiag.upstream.dialer import Dialer
 from mcpdiag.upstream.http_session import HttpSession
 from mcpdiag.upstream.http_stateless import StatelessHttpSession

@@ -37,7 +37,9 @@ from mcpdiag.protocol.message import (
 from mcpdiag.protocol.resume import session_is_lost
 from mcpdiag.protocol.retry_after import retry_after
 from mcpdiag.protocol.sse import Event
-from mcpdiag.upstream.base import Answer, Client, Exchange, Inbox, Phase
+from mcpdiag.upstream.base import Answer
+from mcpdiag.upstream.client import Client, Inbox
+from mcpdiag.upstream.exchange import Exchange, Phase
 from mcpdiag.upstream.journal import STATEFUL, Journal
 from mcpdiag.upstream.stream import EventStream, Open
 

@@ -15,7 +15,8 @@ from mcpdiag.errors import McpDiagError, UpstreamClosed, UpstreamProtocolError
 from mcpdiag.protocol.headers import is_event_stream, is_json
 from mcpdiag.protocol.message import Message, MessageError, decode, encode_request
 from mcpdiag.protocol.sse import Decoder, Event, SseError
-from mcpdiag.upstream.base import Answer, Exchange
+from mcpdiag.upstream.base import Answer
+from mcpdiag.upstream.exchange import Exchange
 from mcpdiag.upstream.http_session import HttpSession, close, holding, leased
 from mcpdiag.upstream.stateless_router import ACKNOWLEDGED
 from mcpdiag.upstream.stream import EventStream

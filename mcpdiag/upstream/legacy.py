@@ -22,8 +22,10 @@ from mcpdiag.protocol.headers import is_event_stream
 from mcpdiag.protocol.message import Message
 from mcpdiag.protocol.revisions import known_names
 from mcpdiag.protocol.sse import Decoder, SseError
-from mcpdiag.upstream.base import Client, Exchange, TransportName
+from mcpdiag.upstream.base import TransportName
+from mcpdiag.upstream.client import Client
 from mcpdiag.upstream.dialer import Dialer
+from mcpdiag.upstream.exchange import Exchange
 from mcpdiag.upstream.legacy_connection import LegacyConnection
 from mcpdiag.upstream.link import Link
 from mcpdiag.upstream.router import Router

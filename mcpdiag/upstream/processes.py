@@ -20,7 +20,7 @@ from mcpdiag.errors import ConnectTimeout
 from mcpdiag.hooks import NO_HOOK, Happened, Hook
 from mcpdiag.pool.pool import Clock, Lease, Pool
 from mcpdiag.pool.stats import PoolStats
-from mcpdiag.upstream.base import Client
+from mcpdiag.upstream.client import Client
 from mcpdiag.upstream.link import Link
 from mcpdiag.upstream.router import Router
 

@@ -30,7 +30,8 @@ from mcpdiag.protocol.message import (
     with_member,
     with_progress_token,
 )
-from mcpdiag.upstream.base import INBOX_BYTES, INBOX_MESSAGES, Asked, Client, Exchange
+from mcpdiag.upstream.client import INBOX_BYTES, INBOX_MESSAGES, Asked, Client
+from mcpdiag.upstream.exchange import Exchange
 
 # What a server may ask of a client, and the capability the client must have declared for it.
 NEEDS = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation", "roots/list": "roots"}

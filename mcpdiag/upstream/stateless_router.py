@@ -20,7 +20,7 @@ from mcpdiag.protocol.message import (
     with_member,
 )
 from mcpdiag.protocol.mirror import META_SUBSCRIPTION, listen_ended
-from mcpdiag.upstream.base import Exchange
+from mcpdiag.upstream.exchange import Exchange
 from mcpdiag.upstream.router import LIST_CHANGED, Router, key_of
 
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"

@@ -19,7 +19,8 @@ from mcpdiag.connection.reaper import Reaper
 from mcpdiag.hooks import NO_HOOK, Hook
 from mcpdiag.pool.pool import Clock
 from mcpdiag.protocol.revisions import LATEST_HANDSHAKE
-from mcpdiag.upstream.base import Client, TransportName
+from mcpdiag.upstream.base import TransportName
+from mcpdiag.upstream.client import Client
 from mcpdiag.upstream.learned import Learned
 from mcpdiag.upstream.link import Link
 from mcpdiag.upstream.processes import CLIENT_INFO, Processes

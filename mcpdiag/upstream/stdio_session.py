@@ -25,7 +25,9 @@ from mcpdiag.protocol.message import (
 )
 from mcpdiag.protocol.revisions import KNOWN
 from mcpdiag.protocol.sse import Event
-from mcpdiag.upstream.base import Answer, Client, Exchange, Inbox, Phase
+from mcpdiag.upstream.base import Answer
+from mcpdiag.upstream.client import Client, Inbox
+from mcpdiag.upstream.exchange import Exchange, Phase
 from mcpdiag.upstream.journal import STATEFUL, Journal
 from mcpdiag.upstream.link import Link
 

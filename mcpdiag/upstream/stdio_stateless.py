@@ -29,7 +29,8 @@ from mcpdiag.errors import (
 from mcpdiag.protocol.message import Message, encode_error, members, text_member
 from mcpdiag.protocol.mirror import META_CAPABILITIES, META_VERSION, unsupported
 from mcpdiag.protocol.revisions import LATEST_HANDSHAKE, LATEST_STATELESS
-from mcpdiag.upstream.base import Answer, Exchange, Phase
+from mcpdiag.upstream.base import Answer
+from mcpdiag.upstream.exchange import Exchange, Phase
 from mcpdiag.upstream.learned import Learned, supported_versions
 from mcpdiag.upstream.link import Link
 from mcpdiag.upstream.processes import CLIENT_INFO, Processes

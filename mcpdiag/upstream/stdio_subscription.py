@@ -17,7 +17,8 @@ from mcpdiag.hooks import Happened
 from mcpdiag.protocol.message import decode
 from mcpdiag.protocol.resume import Again, Resume
 from mcpdiag.protocol.sse import Event
-from mcpdiag.upstream.base import Answer, Exchange, Phase
+from mcpdiag.upstream.base import Answer
+from mcpdiag.upstream.exchange import Exchange, Phase
 from mcpdiag.upstream.link import Link
 from mcpdiag.upstream.stateless_router import ACKNOWLEDGED, StatelessRouter
 

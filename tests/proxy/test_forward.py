@@ -22,8 +22,10 @@ from mcpdiag.proxy import forward
 from mcpdiag.proxy.request import Reply
 from mcpdiag.proxy.session import Session
 from mcpdiag.serve import Proxy
-from mcpdiag.upstream.base import INBOX_BYTES, INBOX_MESSAGES, Answer, Exchange
-from mcpdiag.upstream.base import Client as UpstreamClient
+from mcpdiag.upstream.base import Answer
+from mcpdiag.upstream.client import INBOX_BYTES, INBOX_MESSAGES
+from mcpdiag.upstream.client import Client as UpstreamClient
+from mcpdiag.upstream.exchange import Exchange
 from tests.proxy.client import UVLOOP, Client, Json, Recorder, on_both_loops, pool, proxied, text_of, until
 from tests.proxy.test_session import open_streams, raw_request
 from tests.servers import marked

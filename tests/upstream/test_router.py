@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from mcpdiag.config import Timeouts
 from mcpdiag.errors import INTERNAL_ERROR, METHOD_NOT_FOUND, UpstreamClosed, UpstreamProtocolError
 from mcpdiag.protocol.message import Message, decode
-from mcpdiag.upstream.base import INBOX_BYTES, INBOX_MESSAGES, MAX_ASKED, Client, Exchange, Inbox
+from mcpdiag.upstream.client import INBOX_BYTES, INBOX_MESSAGES, MAX_ASKED, Client, Inbox
+from mcpdiag.upstream.exchange import Exchange
 from mcpdiag.upstream.router import LIST_CHANGED, MAX_TASK_TOKENS, Router
 
 pytestmark = pytest.mark.anyio

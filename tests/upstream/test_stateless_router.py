@@ -11,7 +11,8 @@ from mcpdiag.config import Timeouts
 from mcpdiag.errors import UpstreamClosed
 from mcpdiag.protocol.message import decode
 from mcpdiag.protocol.mirror import META_SUBSCRIPTION
-from mcpdiag.upstream.base import Client, Exchange
+from mcpdiag.upstream.client import Client
+from mcpdiag.upstream.exchange import Exchange
 from mcpdiag.upstream.stateless_router import StatelessRouter
 
 pytestmark = pytest.mark.anyio

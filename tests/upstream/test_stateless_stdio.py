@@ -16,7 +16,9 @@ from mcpdiag.errors import ConnectError, ConnectTimeout, McpDiagError
 from mcpdiag.protocol.message import decode
 from mcpdiag.protocol.mirror import META_CAPABILITIES, META_VERSION
 from mcpdiag.upstream import stdio_stateless
-from mcpdiag.upstream.base import Answer, Client, Exchange
+from mcpdiag.upstream.base import Answer
+from mcpdiag.upstream.client import Client
+from mcpdiag.upstream.exchange import Exchange
 from mcpdiag.upstream.stdio import StdioUpstream
 from mcpdiag.upstream.stdio_stateless import StatelessProcesses
 from tests.servers import stateless

@@ -16,16 +16,8 @@ from mcpdiag.errors import (
     UpstreamClosed,
 )
 from mcpdiag.protocol.message import decode
-from mcpdiag.upstream.base import (
-    INBOX_BYTES,
-    INBOX_MESSAGES,
-    MAX_ASKED,
-    Asked,
-    Client,
-    Exchange,
-    Inbox,
-    Phase,
-)
+from mcpdiag.upstream.client import INBOX_BYTES, INBOX_MESSAGES, MAX_ASKED, Asked, Client, Inbox
+from mcpdiag.upstream.exchange import Exchange, Phase
 
 pytestmark = pytest.mark.anyio
 
