@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mcpdiag.bench import result
-from mcpdiag.config import parse_duration
+from mcpdiag.config.types import parse_duration
 
 
 def main() -> None:

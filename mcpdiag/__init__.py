@@ -14,8 +14,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mcpdiag.config import PoolLimits, PoolMode, ProxyConfig, Timeouts, UpstreamConfig
+    from mcpdiag.config import PoolLimits, ProxyConfig, Timeouts, UpstreamConfig
     from mcpdiag.config.load import load as load_config
+    from mcpdiag.config.types import PoolMode
     from mcpdiag.errors import (
         AttachError,
         CapacityError,
@@ -98,8 +99,9 @@ _ORIGINAL = {"load_config": "load"}  # names that are others' at home
 
 def _home() -> dict[str, str]:
     names = {
-        "mcpdiag.config": "PoolLimits PoolMode ProxyConfig Timeouts UpstreamConfig",
+        "mcpdiag.config": "PoolLimits ProxyConfig Timeouts UpstreamConfig",
         "mcpdiag.config.load": "load_config",
+        "mcpdiag.config.types": "PoolMode",
         "mcpdiag.errors": "AttachError CapacityError ClientError ConfigError ConnectError ConnectTimeout DeadlineExceeded HeapBusy HeapError HeapUnavailable McpDiagError PoolQueueFull PoolTimeout RequestTimeout ResponseTimeout ShuttingDown StartError TooManySessions UpstreamClosed UpstreamError UpstreamProtocolError",
         "mcpdiag.hooks": "Event ExchangeDone Happened Hook",
         "mcpdiag.pool.stats": "PoolStats",

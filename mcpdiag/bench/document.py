@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from mcpdiag.config import parse_duration
 from mcpdiag.config.documents import DocumentError, read_document
 from mcpdiag.config.mistakes import Place, close_to, dotted, found
+from mcpdiag.config.types import parse_duration
 from mcpdiag.errors import ConfigError
 
 

@@ -9,8 +9,8 @@ import typer
 
 from mcpdiag.cli import bench_options as options
 from mcpdiag.cli.bench_options import Mistakes
-from mcpdiag.config import parse_duration
 from mcpdiag.config.mistakes import found
+from mcpdiag.config.types import parse_duration
 
 METHOD = """\
 What `mcpdiag bench break` does

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from mcpdiag.config import parse_duration
 from mcpdiag.config.mistakes import found
+from mcpdiag.config.types import parse_duration
 from mcpdiag.errors import ConfigError
 
 FORMATS = ("table", "json", "md", "junit")

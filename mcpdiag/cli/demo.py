@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mcpdiag.config import PoolMode
+from mcpdiag.config.types import PoolMode
 from mcpdiag.embedded import COMMAND
 from mcpdiag.errors import StartError
 from mcpdiag.serve import Proxy, run_loop

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from mcpdiag.config import parse_duration
+from mcpdiag.config.types import parse_duration
 from mcpdiag.errors import AttachError, ConfigError
 
 if TYPE_CHECKING:

@@ -5,9 +5,6 @@ Durations are float seconds in code; in files and on the command line also `"500
 
 from __future__ import annotations
 
-import math
-import os
-import re
 from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
@@ -17,7 +14,6 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -25,133 +21,30 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from mcpdiag.config.masking import public_args, public_url
-
-PoolMode = Literal["session", "request", "multiplex"]
-HttpTransport = Literal["auto", "http", "sse"]
-HttpClient = Literal["own", "httpx"]
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-RESERVED_NAMES = frozenset({"mcp", "sse", "healthz", "readyz", "stats", "metrics", "frames"})
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h)?\s*")
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110, section 5.6.2
-_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # RFC 9110, section 5.5: no line break, no control
-_PROXY_HEADERS = frozenset({"connection", "content-length", "transfer-encoding"})
-_PROXY_SCHEMES = frozenset({"http", "https", "socks5", "socks5h"})
-_TOKEN = re.compile(r"[\x21-\x7e]+")
-# What only one kind of server has, and where the kind is not enough, what else it takes.
-ONLY_STDIO = ("args", "env", "cwd")
-ONLY_HTTP = (
-    "headers", "transport", "tls_ca", "tls_cert", "tls_key", "tls_verify", "http_client", "http2", "proxy",
-)  # fmt: skip
-_ONLY_TLS = ("tls_ca", "tls_cert", "tls_key", "tls_verify", "http2")
-
-
-def parse_duration(value: object) -> float:
-    """Seconds from `30`, `0.5`, `"30"`, `"30s"`, `"500ms"`, `"5m"` or `"1h"`.
-
-    Raises:
-        ValueError: anything else, a negative number or one that is not finite.
-    """
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = float(value) if abs(value) < 1e300 else math.inf
-    elif isinstance(value, str) and (match := _DURATION.fullmatch(value)):
-        seconds = float(match[1]) * _UNITS[match[2] or "s"]
-    else:
-        raise ValueError(f"{value!r} is not a duration; write seconds (30) or a number with ms, s, m or h")
-    if not math.isfinite(seconds) or seconds < 0:
-        raise ValueError(f"{value!r} is not a duration; it must be finite and not negative")
-    return seconds
-
-
-def rule(text: str, *fields: str) -> PydanticCustomError:
-    """A broken rule, in words that `load` shows as they are.
-
-    Args:
-        text: what was found and what is allowed; never a secret.
-        fields: the settings it is about, the one to name first.
-    """
-    return PydanticCustomError("rule", "{text}", {"text": text, "fields": fields})
-
-
-def _not_a_boolean(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("true and false are no numbers")
-    return value
-
-
-def _for_a_process(value: str) -> str:
-    if "\0" in value:
-        raise rule("found a NUL character; allowed: text without one")
-    try:
-        os.fsencode(value)
-    except UnicodeEncodeError:  # JSON can write half of a surrogate pair
-        raise rule("found a character that is not Unicode; allowed: Unicode text") from None
-    return value
-
-
-def _env_name(value: str) -> str:
-    if not value or "=" in value:
-        raise rule("found a name that no variable can have; allowed: one that is not empty and has no '='")
-    return _for_a_process(value)
-
-
-def _env_value(value: SecretStr) -> SecretStr:
-    _for_a_process(value.get_secret_value())
-    return value
-
-
-def _header_name(value: str) -> str:
-    if not _HEADER_NAME.fullmatch(value):
-        raise rule("found a name that no header can have; allowed: letters, digits and '-'")
-    if value.lower() in _PROXY_HEADERS:
-        raise rule("found a header that the proxy sets itself; remove it")
-    return value
-
-
-def _header_value(value: SecretStr) -> SecretStr:
-    if not _HEADER_VALUE.fullmatch(value.get_secret_value()):
-        raise rule("found a character that no header can carry; allowed: one line of Latin-1 text")
-    return value
-
-
-def is_proxy_url(url: str) -> bool:
-    """Whether it names a forward proxy of a kind that httpx knows."""
-    try:
-        parts = urlsplit(url)
-        fits = parts.scheme in _PROXY_SCHEMES and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-    return fits and url.isprintable() and " " not in url
-
-
-def _proxy_url(value: SecretStr) -> SecretStr:
-    if not is_proxy_url(value.get_secret_value()):
-        raise rule("found something else than the URL of a proxy; allowed: http://, https:// or socks5://")
-    return value
-
-
-def _upstream_name(value: str) -> str:
-    if value.lower() in RESERVED_NAMES:
-        raise rule(f"found the name {value!r}, a path of the proxy itself; give the upstream another name")
-    if not re.fullmatch(NAME_PATTERN, value) or value.endswith("\n"):
-        better = re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("-._")[:64] or "server"
-        raise rule(
-            f"found the name {value[:80]!r}; allowed: letters, digits, '.', '_' and '-', "
-            f"first a letter or digit, at most 64 characters, such as {better!r}"
-        )
-    return value
-
-
-Seconds = Annotated[float, BeforeValidator(parse_duration)]
-PositiveSeconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
-Whole = Annotated[int, BeforeValidator(_not_a_boolean)]
-Count = Annotated[Whole, Field(ge=1)]
-Port = Annotated[Whole, Field(ge=0, le=65535)]
-Text = Annotated[str, AfterValidator(_for_a_process)]
-UpstreamName = Annotated[str, AfterValidator(_upstream_name)]
+from mcpdiag.config.types import (
+    ONLY_HTTP,
+    ONLY_STDIO,
+    ONLY_TLS,
+    TOKEN,
+    Count,
+    HttpClient,
+    HttpTransport,
+    PoolMode,
+    Port,
+    PositiveSeconds,
+    Seconds,
+    Text,
+    UpstreamName,
+    Whole,
+    env_name,
+    env_value,
+    header_name,
+    header_value,
+    proxy_url,
+    rule,
+)
 
 
 class _Settings(BaseModel):
@@ -226,13 +119,11 @@ class UpstreamConfig(_Settings):
 
     command: Text | None = None
     args: tuple[Text, ...] = ()
-    env: dict[
-        Annotated[str, AfterValidator(_env_name)], Annotated[SecretStr, AfterValidator(_env_value)]
-    ] = {}
+    env: dict[Annotated[str, AfterValidator(env_name)], Annotated[SecretStr, AfterValidator(env_value)]] = {}
     cwd: Path | None = None
     url: str | None = None
     headers: dict[
-        Annotated[str, AfterValidator(_header_name)], Annotated[SecretStr, AfterValidator(_header_value)]
+        Annotated[str, AfterValidator(header_name)], Annotated[SecretStr, AfterValidator(header_value)]
     ] = {}
     transport: HttpTransport = "auto"
     tls_ca: Path | None = None
@@ -241,7 +132,7 @@ class UpstreamConfig(_Settings):
     tls_verify: bool = True
     http_client: HttpClient = "own"
     http2: bool = False
-    proxy: Annotated[SecretStr, AfterValidator(_proxy_url)] | None = None
+    proxy: Annotated[SecretStr, AfterValidator(proxy_url)] | None = None
     pool_mode: PoolMode = "session"
     timeouts: Timeouts = Timeouts()
     pool: PoolLimits = PoolLimits()
@@ -308,7 +199,7 @@ class UpstreamConfig(_Settings):
     @model_validator(mode="after")
     def _http_settings_fit(self) -> UpstreamConfig:
         if self.url is not None and urlsplit(self.url).scheme != "https":
-            for name in _ONLY_TLS:
+            for name in ONLY_TLS:
                 if self._differs(name):
                     raise rule(
                         "found it beside an http:// URL, which has no TLS; remove it, or use https://",
@@ -397,7 +288,7 @@ class ProxyConfig(_Settings):
     @field_validator("token")
     @classmethod
     def _token_fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not _TOKEN.fullmatch(value.get_secret_value()):
+        if value is not None and not TOKEN.fullmatch(value.get_secret_value()):
             raise ValueError(
                 "the token is empty, or has characters that an Authorization header cannot carry"
             )

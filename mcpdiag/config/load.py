@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 from pydantic import SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
-from mcpdiag.config import ONLY_HTTP, ProxyConfig
+from mcpdiag.config import ProxyConfig
 from mcpdiag.config.masking import MASK, public_args, public_url
 from mcpdiag.config.mistakes import DEFAULTS, Place, dotted, found, leaf_at
 from mcpdiag.config.sources import (
@@ -28,6 +28,7 @@ from mcpdiag.config.sources import (
     read_environment,
     read_file,
 )
+from mcpdiag.config.types import ONLY_HTTP
 from mcpdiag.errors import ConfigError
 
 _REFERENCE = re.compile(

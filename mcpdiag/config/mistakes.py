@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_orig
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from mcpdiag.config import ONLY_HTTP, ONLY_STDIO, ProxyConfig, UpstreamConfig
+from mcpdiag.config import ProxyConfig, UpstreamConfig
+from mcpdiag.config.types import ONLY_HTTP, ONLY_STDIO
 
 ANY = "*"  # the key of a shape that stands for every name: of an upstream, a variable, a header
 

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from mcpdiag.config import PoolMode, UpstreamConfig
+from mcpdiag.config import UpstreamConfig
+from mcpdiag.config.types import PoolMode
 from mcpdiag.pool.stats import PoolStats
 from mcpdiag.protocol.message import Message
 from mcpdiag.protocol.sse import Event

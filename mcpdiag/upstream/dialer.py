@@ -11,7 +11,8 @@ from urllib.request import getproxies_environment, proxy_bypass
 import anyio
 from anyio.abc import TaskGroup
 
-from mcpdiag.config import UpstreamConfig, is_proxy_url
+from mcpdiag.config import UpstreamConfig
+from mcpdiag.config.types import is_proxy_url
 from mcpdiag.connection.base import HttpConnection
 from mcpdiag.connection.dial import Origin
 from mcpdiag.connection.http1 import Http1Connection

@@ -10,7 +10,8 @@ from __future__ import annotations
 import anyio
 from anyio.abc import TaskGroup
 
-from mcpdiag.config import PoolMode, UpstreamConfig
+from mcpdiag.config import UpstreamConfig
+from mcpdiag.config.types import PoolMode
 from mcpdiag.connection.base import HttpConnection
 from mcpdiag.hooks import NO_HOOK, Hook
 from mcpdiag.pool.pool import Clock, Pool

@@ -12,7 +12,8 @@ from weakref import WeakSet
 import anyio
 from anyio.abc import TaskGroup
 
-from mcpdiag.config import PoolMode, UpstreamConfig
+from mcpdiag.config import UpstreamConfig
+from mcpdiag.config.types import PoolMode
 from mcpdiag.connection.base import MessageConnection
 from mcpdiag.connection.reaper import Reaper
 from mcpdiag.connection.stdio import StdioConnection

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from mcpdiag.config import PoolMode
+from mcpdiag.config.types import PoolMode
 from mcpdiag.connection.base import MessageConnection
 from mcpdiag.errors import (
     HEADER_MISMATCH,

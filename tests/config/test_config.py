@@ -10,15 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from mcpdiag.config import (
-    RESERVED_NAMES,
-    PoolLimits,
-    ProxyConfig,
-    Timeouts,
-    UpstreamConfig,
-    parse_duration,
-)
+from mcpdiag.config import PoolLimits, ProxyConfig, Timeouts, UpstreamConfig
 from mcpdiag.config.masking import public_args, public_url
+from mcpdiag.config.types import RESERVED_NAMES, parse_duration
 
 UPSTREAMS = {"demo": {"command": "demo-server"}}
 
