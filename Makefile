@@ -44,7 +44,7 @@ test: setup
 test-slow: setup
 	sh tools/setup-node
 	sh tools/setup-clients "$(PYTHON)"
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m slow
 
 check: setup
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -46,6 +47,7 @@ class Session:
 def session() -> Iterator[Session]:
     """A session with the magics loaded; its variable COMMAND starts the embedded server."""
     before = sys.displayhook
+    vars(builtins).pop("_", None)  # Python's own displayhook leaves it, and then IPython lets it be
     config = Config()
     config.HistoryManager.enabled = False
     config.InteractiveShell.colors = "nocolor"
