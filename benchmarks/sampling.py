@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import importlib
 import json
 import os
@@ -51,6 +52,8 @@ def serve(way: str, url: str) -> None:
         upstream = {"url": url, "pool": {"max_connections": CONNECTIONS}} if url else STDIO
         async with mcpdiag.Proxy({"bench": upstream}, record=way == "on", port=0) as proxy:
             print(proxy.url, flush=True)
+            gc.collect()
+            gc.freeze()  # as `mcpdiag proxy` does
             stopped = asyncio.Event()
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
             await stopped.wait()
