@@ -39,7 +39,7 @@ demo: $(VENV)/.demo
 	@$(BIN)/mcpdiag demo
 
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
+	$(BIN)/python -m pytest -n 4 -m "not slow"
 
 test-slow: setup
 	sh tools/setup-node

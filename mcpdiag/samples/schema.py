@@ -116,7 +116,11 @@ _MEMORY = {
     "uss_bytes": Column(
         "float64", "bytes", "memory that is in no other process; dear, so NaN but for every tenth row or so"
     ),
-    "heap_bytes": Column("float64", "bytes", "what malloc has given out, of the proxy with glibc; else NaN"),
+    "heap_bytes": Column(
+        "float64",
+        "bytes",
+        "what malloc has given out, of the proxy with glibc, in the rows that have `uss_bytes`; else NaN",
+    ),
     "fds": _count("open file descriptors; 0 of a server that runs as another user"),
     "threads": _count("threads"),
     "children": _count("descendants: of the proxy those of all servers, of a server its own"),

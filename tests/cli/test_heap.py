@@ -16,6 +16,8 @@ from mcpdiag.embedded import COMMAND
 from tests.cli.test_cli import proxy, run
 from tests.conftest import RawClient
 
+pytestmark = pytest.mark.slow  # each starts processes that import a lot
+
 
 @pytest.mark.parametrize(
     ("options", "says"),

@@ -26,6 +26,7 @@ def show(source: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_capture_and_the_proxy_itself_show_the_same_calls(tmp_path: Path) -> None:
     with mcpdiag.serve({"demo": COMMAND}, port=0, admin_port=free_port(), sample_every="100ms") as proxy:
         client = RawClient(proxy.url).initialize()

@@ -22,7 +22,7 @@ from mcpdiag.embedded import COMMAND
 from tests.conftest import RawClient
 from tests.samples.test_remote import free_port
 
-pytestmark = pytest.mark.timeout(180)  # each starts processes that import pandas
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]  # each starts processes that import pandas
 TOP = [sys.executable, "-m", "mcpdiag", "top"]
 ENTERS, LEAVES = "\x1b[?1049h", "\x1b[?1049l"  # the terminal's other screen
 

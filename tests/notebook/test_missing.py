@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each starts processes that import a lot
+
 SHELL = """
 import sys
 for name in {missing!r}: sys.modules[name] = None

@@ -334,6 +334,7 @@ def test_a_difference_is_by_call_site_and_request() -> None:
 # -- growth -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_growth_tells_what_grows_from_what_turns_over() -> None:
     """In a loop of this process: a list that keeps 100 bytes a turn, and a ring of as many that is full."""
     kept: list[bytes] = []
