@@ -72,14 +72,14 @@ class Generator:
         self._folder.cleanup()
 
 
-def stop(process: subprocess.Popen[Any]) -> None:
+def stop(process: subprocess.Popen[Any], within: float = STOP_S) -> None:
     """Close the pipes of a process that ends with its stdin, and see that it does."""
     assert process.stdin is not None
     assert process.stdout is not None
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
     try:
-        process.wait(STOP_S)
+        process.wait(within)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -83,7 +83,12 @@ class Matrix:
                     for pool in self.pools:
                         self._step(f"two marked clients, {pool[0]}, reuse {pool[1]}")
                         call, argument = self._probe
-                        verdict = check(self._spec(proxies[pool].url, 1), call, argument, ISOLATION_S)
+                        verdict = check(
+                            closed_loop(self.config, self.workload, proxies[pool].url, 1),
+                            call,
+                            argument,
+                            ISOLATION_S,
+                        )
                         self._isolation.setdefault(pool, []).append(verdict)
         self._tell("done", self.steps)
 
@@ -99,28 +104,12 @@ class Matrix:
                 for reuse in pair:
                     yield transport, reuse, clients
 
-    def _spec(self, url: str, clients: int) -> LoadSpec:
-        config, workload = self.config, self.workload
-        return LoadSpec(
-            url=url,
-            era=config.era,
-            calls=workload.calls,
-            clients=clients,
-            sessions_per_client=workload.sessions_per_client,
-            session_calls=workload.session_calls,
-            think_time_s=workload.think_time_s,
-            warmup_s=config.warmup_s,
-            seconds=config.seconds,
-            timeout_s=config.timeout_s,
-            seed=config.seed,
-        )
-
     def _measure(self, generator: Generator, key: CellKey, number: int, proxy: RunningProxy) -> None:
         transport, reuse, clients = key
         self._step(f"{transport}, reuse {reuse}, {clients} client{'s' * (clients > 1)}")
         with MemoryWatch(proxy.pid) as watch, Neighbours() as neighbours:
             try:
-                measurement = generator.run(self._spec(proxy.url, clients))
+                measurement = generator.run(closed_loop(self.config, self.workload, proxy.url, clients))
             except SessionError as error:
                 repetition = Repetition(summary=nothing(clients), first_error=str(error))
             else:
@@ -180,6 +169,33 @@ def pairs_of(cells: tuple[Cell, ...], seed: int) -> tuple[Pair, ...]:
             if found is not None:
                 pairs.append(Pair(transport=transport, clients=clients, metric=metric, ratio=found))
     return tuple(pairs)
+
+
+def closed_loop(
+    config: Config,
+    workload: Workload,
+    url: str,
+    clients: int,
+    *,
+    headers: Mapping[str, str] | None = None,
+    command: tuple[str, ...] = (),
+) -> LoadSpec:
+    """The load of one cell."""
+    return LoadSpec(
+        url=url,
+        headers=dict(headers or {}),
+        command=command,
+        era=config.era,
+        calls=workload.calls,
+        clients=clients,
+        sessions_per_client=workload.sessions_per_client,
+        session_calls=workload.session_calls,
+        think_time_s=workload.think_time_s,
+        warmup_s=config.warmup_s,
+        seconds=config.seconds,
+        timeout_s=config.timeout_s,
+        seed=config.seed,
+    )
 
 
 def repetition_of(measurement: Measurement) -> Repetition:

@@ -10,7 +10,7 @@ import msgspec
 
 from mcpdiag.bench.columns import NEVER, Measurement
 from mcpdiag.bench.generator import Generator
-from mcpdiag.bench.matrix import nothing, repetition_of
+from mcpdiag.bench.matrix import closed_loop, nothing, repetition_of
 from mcpdiag.bench.memory import Memory, MemoryWatch
 from mcpdiag.bench.raw import RawFile
 from mcpdiag.bench.result import Cell, Config, Repetition, Transport, Way
@@ -134,21 +134,13 @@ class OverheadRun:
                 self._parts.setdefault((key, share), []).append(parts)
 
     def _spec(self, endpoint: Endpoint, clients: int) -> LoadSpec:
-        config, workload = self.config, self.workload
-        return LoadSpec(
-            url=endpoint.url,
+        return closed_loop(
+            self.config,
+            self.workload,
+            endpoint.url,
+            clients,
             headers=endpoint.headers,
             command=endpoint.command,
-            era=config.era,
-            calls=workload.calls,
-            clients=clients,
-            sessions_per_client=workload.sessions_per_client,
-            session_calls=workload.session_calls,
-            think_time_s=workload.think_time_s,
-            warmup_s=config.warmup_s,
-            seconds=config.seconds,
-            timeout_s=config.timeout_s,
-            seed=config.seed,
         )
 
     # -- what was measured -----------------------------------------------------------------------------------

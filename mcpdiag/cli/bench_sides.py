@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from mcpdiag import embedded
+from mcpdiag.bench.generator import stop
 from mcpdiag.bench.overhead import Endpoint, Side, SideKey
 from mcpdiag.bench.result import Transport
 from mcpdiag.bench.split import Phases
@@ -123,14 +124,7 @@ def _process(setup: Setup) -> Iterator[subprocess.Popen[str]]:
             process.stdin.flush()
         yield process
     finally:
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+        stop(process, STOP_S)
 
 
 def _ready(process: subprocess.Popen[str]) -> str:
