@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from pathlib import Path
 from wrk import HERE, Run, free_port, load, median, need, open_session, process, proxy, spread
 
 CONNECTIONS = 32
+# On PATH, or beside this Python.
+PY_SPY = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent)) or ""
 TARGETS = {"http / nginx at least": 0.25, "stdio rps at least": 6000.0}
 
 
@@ -39,7 +42,7 @@ def profile(pid: int, seconds: float, title: str) -> None:
     """Sample the proxy and print the files its own time is spent in, in percent."""
     with tempfile.NamedTemporaryFile("r", suffix=".txt") as out:
         command = [
-            "py-spy",
+            PY_SPY,
             "record",
             "-d",
             f"{seconds:g}",
@@ -73,6 +76,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
+    if args.profile and not PY_SPY:
+        parser.error("--profile needs py-spy; pip install py-spy")
     with ExitStack() as stack:
         port = free_port()
         stack.enter_context(process(sys.executable, str(HERE / "upstream_http.py"), str(port), port=port))
