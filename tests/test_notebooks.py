@@ -30,7 +30,7 @@ everyone = pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 
 
 def read(path: Path) -> Any:
-    return nbformat.read(path, as_version=nbformat.NO_CONVERT)  # type: ignore[no-untyped-call]
+    return nbformat.read(path, as_version=nbformat.NO_CONVERT)
 
 
 def code_cells(notebook: Any) -> list[Any]:
@@ -140,7 +140,7 @@ def test_validation_is_red_where_one_stored_output_is_wrong(tmp_path: Path) -> N
     for output in cell.outputs:
         output.text = output.text.replace("sessions: 3", "sessions: 4")
     broken = tmp_path / "broken.ipynb"
-    nbformat.write(notebook, broken)  # type: ignore[no-untyped-call]
+    nbformat.write(notebook, broken)
     found = validate(broken)
     assert found.returncode == 1, found.stdout
     assert re.search(r"\b1 failed, \d+ passed", found.stdout), found.stdout
@@ -171,10 +171,10 @@ def test_a_measurement_that_differs_is_no_failure_and_a_count_is(tmp_path: Path)
     """What notebooks/sanitize.cfg leaves out: numbers with a unit, and nothing else."""
     source = "import time\nprint(f'took {time.perf_counter_ns()} ms')\nprint('calls:', 3)"
     for stored, code in (("took 5 ms\ncalls: 3\n", 0), ("took 5 ms\ncalls: 4\n", 1)):
-        output = nbformat.v4.new_output("stream", name="stdout", text=stored)  # type: ignore[no-untyped-call]
-        cell = nbformat.v4.new_code_cell(source, outputs=[output], execution_count=1)  # type: ignore[no-untyped-call]
-        notebook = nbformat.v4.new_notebook(cells=[cell])  # type: ignore[no-untyped-call]
+        output = nbformat.v4.new_output("stream", name="stdout", text=stored)
+        cell = nbformat.v4.new_code_cell(source, outputs=[output], execution_count=1)
+        notebook = nbformat.v4.new_notebook(cells=[cell])
         path = tmp_path / f"measured-{code}.ipynb"
-        nbformat.write(notebook, path)  # type: ignore[no-untyped-call]
+        nbformat.write(notebook, path)
         found = validate(path)
         assert found.returncode == code, found.stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -208,7 +207,7 @@ def write(result: Result, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with file.open("xb") as sink:
             sink.write(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-        os.chmod(file, 0o444)  # noqa: PTH101
+        file.chmod(0o444)
     except FileExistsError:
         raise ConfigError([f"{file}: found a result already; results are never overwritten"]) from None
     except OSError as error:

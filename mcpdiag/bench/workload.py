@@ -62,6 +62,17 @@ def echo_argument(tool: Tool) -> str | None:
     return name if plain and name.lower() in ECHO_ARGUMENTS else None
 
 
+def choose(tools: Sequence[Tool] | None, file: Path | None, *, generate: bool = False) -> Workload:
+    """What a file says, or every tool (`generated`), or the default (`pick`). Without tools a file is taken as it is.
+
+    Raises:
+        ConfigError: see `read` and `generated`.
+    """
+    if file is not None:
+        return read(file, tools or None)
+    return generated(tools or ()) if generate else pick(tools or ())
+
+
 def pick(tools: Sequence[Tool]) -> Workload:
     """The default: an echo tool if there is one, else `tools/list`."""
     for tool in tools:

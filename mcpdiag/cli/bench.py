@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any
 
 import msgspec
 import typer
 from typer.core import TyperGroup
 
+from mcpdiag.cli import bench_options as options
 from mcpdiag.cli.bench_break import break_
 from mcpdiag.cli.bench_locust import locust_result, locustfile
+from mcpdiag.cli.bench_options import Mistakes
 from mcpdiag.cli.bench_overhead import overhead
 from mcpdiag.cli.bench_soak import soak
 from mcpdiag.cli.bench_words import COMPARE, METHOD
-from mcpdiag.config.mistakes import found
-from mcpdiag.errors import ConfigError, StartError
+from mcpdiag.errors import StartError
 
 # Each verb imports what it needs: `mcpdiag proxy`, which clients start, would wait 0.1 s for all of it.
-if TYPE_CHECKING:
-    from mcpdiag.bench.result import Transport
-    from mcpdiag.cli.bench_proxies import Target
-
-FORMATS = ("table", "json", "md", "junit", "csv")
 
 
 class _RunByDefault(TyperGroup):
@@ -40,50 +35,36 @@ app = typer.Typer(
     help="Honest numbers of an MCP server: load, comparison, gates.",
     rich_markup_mode="markdown",
 )
-Command = Annotated[
-    list[str] | None, typer.Argument(help="After `--`: the stdio server's command.", show_default=False)
-]
-Url = Annotated[str | None, typer.Option(help="A Streamable HTTP server instead of a command.")]
-Format = Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")]
-WorkloadFile = Annotated[Path | None, typer.Option(help="A .toml file with what to call (docs/bench.md).")]
 
 
 @app.command()
 def run(
-    command: Command = None,
-    url: Url = None,
-    header: Annotated[
-        list[str] | None, typer.Option(help="'Name: value', sent to --url by the proxy; may be repeated.")
-    ] = None,
+    command: options.Command = None,
+    url: options.Url = None,
+    header: options.Header = None,
     clients: Annotated[str, typer.Option(help="How many at once, with commas.")] = "1,8,32",
     transports: Annotated[
         str | None, typer.Option(help="Of the embedded server: stdio,http. [default: both]")
     ] = None,
     seconds: Annotated[float, typer.Option(help="Measured time of each run.")] = 0.4,
-    warmup: Annotated[float, typer.Option(help="Seconds before it that do not count.")] = 0.15,
+    warmup: options.Warmup = 0.15,
     repeat: Annotated[int, typer.Option(help="Rounds; fewer than 5 cannot show a difference.")] = 5,
     max_connections: Annotated[
         int | None, typer.Option(help="Of each pool. [default: 1 for the embedded server, else 10]")
     ] = None,
-    pool_mode: Annotated[
-        str, typer.Option(help="Of a stdio server: request, multiplex or session.")
-    ] = "request",
-    era: Annotated[str, typer.Option(help="handshake, or stateless (2026-07-28).")] = "handshake",
-    workload: WorkloadFile = None,
+    pool_mode: options.PoolMode = "request",
+    era: options.Era = "handshake",
+    workload: options.WorkloadFile = None,
     generate_arguments: Annotated[
         bool, typer.Option(help="Call every tool, with arguments made from its schema.")
     ] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds until a call has failed.")] = 30.0,
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 1,
-    name: Annotated[str, typer.Option(help="Of the result.")] = "matrix",
-    output: Annotated[
-        Path | None, typer.Option(help="Folder of the result. [default: a new one in mcpdiag-results]")
-    ] = None,
-    format_: Format = "table",
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print the path of the result and nothing else.")
-    ] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Print the method, measure nothing.")] = False,
+    timeout: options.Timeout = 30.0,
+    seed: options.Seed = 1,
+    name: options.Name = "matrix",
+    output: options.Output = None,
+    format_: options.Format = "table",
+    quiet: options.Quiet = False,
+    explain: options.Explain = False,
 ) -> None:
     """Measure {stdio, http} x {pool reuse on, off} x {1, 8, 32 clients} on the embedded server, or on yours.
 
@@ -101,59 +82,44 @@ def run(
     from mcpdiag.bench.result import Config
     from mcpdiag.cli.bench_proxies import Target
     from mcpdiag.cli.bench_run import Order, measure
-    from mcpdiag.cli.bench_show import progress, show
+    from mcpdiag.cli.bench_show import finish, kept, progress
 
-    target = Target(tuple(command or ()), url or "", tuple(map(_header, header or ())))
-    problems: list[str] = []
-    if command and url:
-        problems.append("--url: found it beside a command after --; allowed: one of them")
-    if header and not url:
-        problems.append("--header: found it without --url, which it goes with; remove it")
+    wrong = Mistakes()
+    wrong.target(command, url, header)
+    target = Target(tuple(command or ()), url or "", wrong.headers(header))
     if workload is not None and generate_arguments:
-        problems.append("--generate-arguments: found it beside --workload; allowed: one of them")
-    if transports is not None and (command or url):
-        problems.append("--transports: found it beside a target, which has one; remove it")
-    if quiet and format_ != "table":
-        problems.append("--quiet: found it beside --format; allowed: one of them")
-    if not name or not all(each.isalnum() or each in "-._" for each in name):
-        problems.append(f"--name: found {found(name)}; allowed: letters, digits, '-', '.' and '_'")
+        wrong.add("--generate-arguments", "found it beside --workload; allowed: one of them")
+    chosen = wrong.transports(command, url, transports)
+    wrong.shown(quiet, format_)
+    wrong.name(name)
+    default = 1 if target.kind == "embedded" else 10
     config = Config(
-        era=_one_of(problems, "--era", era, ("handshake", "stateless")),
-        pool_mode=_one_of(problems, "--pool-mode", pool_mode, ("request", "multiplex", "session")),
-        max_connections=max_connections or (1 if target.kind == "embedded" else 10),
-        clients=_numbers(problems, clients),
-        transports=_transports(problems, target, transports),
-        warmup_s=_above(problems, "--warmup", warmup, least=True),
-        seconds=_above(problems, "--seconds", seconds),
-        repeat=int(_above(problems, "--repeat", repeat)),
-        timeout_s=_above(problems, "--timeout", timeout),
+        era=wrong.one_of("--era", era, options.ERAS),
+        pool_mode=wrong.one_of("--pool-mode", pool_mode, options.POOL_MODES),
+        max_connections=wrong.whole(
+            "--max-connections", default if max_connections is None else max_connections
+        ),
+        clients=wrong.wholes("--clients", clients),
+        transports=chosen,
+        warmup_s=wrong.above("--warmup", warmup, zero=True),
+        seconds=wrong.above("--seconds", seconds),
+        repeat=wrong.whole("--repeat", repeat),
+        timeout_s=wrong.above("--timeout", timeout),
         seed=seed,
     )
-    _one_of(problems, "--format", format_, FORMATS)
-    if max_connections is not None and max_connections < 1:
-        problems.append(f"--max-connections: found {max_connections}; allowed: a whole number, 1 or more")
-    if problems:
-        raise ConfigError(problems)
+    wrong.raise_if_any()
     order = Order(target, config, name, workload, generate_arguments, output)
-    with progress(quiet=quiet or not sys.stderr.isatty()) as tell:
-        outcome = measure(order, tell)
-    if outcome is None:
-        print("mcpdiag: interrupted before anything was measured", file=sys.stderr)
-        raise typer.Exit(130)
-    if quiet:
-        print(outcome.folder)
-    else:
-        show(outcome.result, outcome.folder, format_)
-    if outcome.interrupted:
-        raise typer.Exit(130)
+    with progress(quiet=quiet) as tell:
+        outcome = kept(measure(order, tell))
+    finish(outcome, quiet=quiet, format_=format_)
     if outcome.result.crossed:
         raise typer.Exit(1)
 
 
 @app.command()
 def load(
-    command: Command = None,
-    url: Url = None,
+    command: options.Command = None,
+    url: options.Url = None,
     rate: Annotated[float, typer.Option(help="Calls a second of an open loop; 0 is a closed loop.")] = 0.0,
     poisson: Annotated[
         bool, typer.Option("--poisson", help="Random arrivals instead of equal distances.")
@@ -161,10 +127,10 @@ def load(
     clients: Annotated[int, typer.Option(min=1, help="Calls that can be on their way at once.")] = 8,
     seconds: Annotated[float, typer.Option(min=0.01, help="Measured time.")] = 10.0,
     warmup: Annotated[float, typer.Option(min=0, help="Seconds before it that do not count.")] = 1.0,
-    era: Annotated[str, typer.Option(help="handshake, or stateless (2026-07-28).")] = "handshake",
-    workload: WorkloadFile = None,
+    era: options.Era = "handshake",
+    workload: options.WorkloadFile = None,
     timeout: Annotated[float, typer.Option(min=0.01, help="Seconds until a call has failed.")] = 30.0,
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 1,
+    seed: options.Seed = 1,
 ) -> None:
     """Load a server directly, in a closed or an open loop, and print the summary as JSON.
 
@@ -177,20 +143,16 @@ def load(
     from mcpdiag.bench.matrix import repetition_of
     from mcpdiag.bench.session import SessionError
     from mcpdiag.bench.spec import LoadSpec
-    from mcpdiag.bench.workload import pick, read
+    from mcpdiag.bench.workload import choose
 
-    problems: list[str] = []
-    era_ = _one_of(problems, "--era", era, ("handshake", "stateless"))
+    wrong = Mistakes()
+    era_ = wrong.one_of("--era", era, options.ERAS)
     if bool(command) == bool(url):
-        problems.append(
-            f"--url: found {'both' if url else 'neither'} --url and a command; allowed: one of them"
-        )
+        wrong.add("--url", f"found {'both' if url else 'neither'} --url and a command; allowed: one of them")
     if poisson and not rate:
-        problems.append("--poisson: found it without --rate, which it goes with; remove it")
-    if rate < 0 or rate > 1e6:
-        problems.append(f"--rate: found {rate:g}; allowed: a number from 0 to 1,000,000")
-    if problems:
-        raise ConfigError(problems)
+        wrong.add("--poisson", "found it without --rate, which it goes with; remove it")
+    wrong.above("--rate", rate, zero=True)
+    wrong.raise_if_any()
     server: dict[str, Any] = {
         "url": url or "",
         "command": tuple(command or ()),
@@ -198,7 +160,7 @@ def load(
         "timeout_s": timeout,
     }
     tools = tools_of(LoadSpec(**server), needed=workload is None)
-    calls = pick(tools) if workload is None else read(workload, tools or None)
+    calls = choose(tools, workload)
     spec = LoadSpec(
         **server,
         calls=calls.calls,
@@ -317,47 +279,3 @@ app.command()(overhead)
 app.command()(locustfile)
 app.command()(locust_result)
 app.command()(soak)
-
-
-# -- options ---------------------------------------------------------------------------------------------------
-
-
-def _one_of(problems: list[str], option: str, value: str, allowed: tuple[str, ...]) -> Any:
-    if value not in allowed:
-        problems.append(f"{option}: found {found(value)}; allowed: {', '.join(allowed)}")
-        return allowed[0]
-    return value
-
-
-def _above(problems: list[str], option: str, value: float, *, least: bool = False) -> float:
-    if not (value > 0 or (least and value == 0)) or value > 1e6:
-        problems.append(f"{option}: found {value:g}; allowed: a number {'from' if least else 'above'} 0")
-        return 1.0
-    return value
-
-
-def _numbers(problems: list[str], text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and 1 <= int(part) <= 10_000 for part in parts) or len({*parts}) < len(parts):
-        problems.append(
-            f"--clients: found {found(text)}; allowed: different whole numbers from 1 to 10000, such as 1,8,32"
-        )
-        return (1,)
-    return tuple(map(int, parts))
-
-
-def _transports(problems: list[str], target: Target, text: str | None) -> tuple[Transport, ...]:
-    if target.kind != "embedded":
-        return ("stdio",) if target.command else ("http",)
-    parts = ("stdio", "http") if text is None else tuple(part.strip() for part in text.split(","))
-    if {*parts} - {"stdio", "http"} or len({*parts}) < len(parts):
-        problems.append(f"--transports: found {found(text)}; allowed: stdio, http or both")
-        return ("stdio",)
-    return cast("tuple[Transport, ...]", parts)
-
-
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        raise ConfigError(["--header: found no colon; allowed: 'Name: value'"])
-    return name.strip(), value.strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -10,7 +9,6 @@ import typer
 from mcpdiag.cli import bench_options as options
 from mcpdiag.cli.bench_options import Mistakes
 from mcpdiag.config.mistakes import found
-from mcpdiag.config.types import parse_duration
 
 METHOD = """\
 What `mcpdiag bench break` does
@@ -61,9 +59,7 @@ def break_(
     max_connections: Annotated[
         int | None, typer.Option(help="Of the proxy's pool. [default: 1 for the embedded server, else 10]")
     ] = None,
-    pool_mode: Annotated[
-        str, typer.Option(help=f"Of a stdio server: {', '.join(options.POOL_MODES)}.")
-    ] = "request",
+    pool_mode: options.PoolMode = "request",
     era: options.Era = "handshake",
     workload: options.WorkloadFile = None,
     timeout: options.Timeout = 5.0,
@@ -89,7 +85,7 @@ def break_(
     from mcpdiag.bench.knee import Limits
     from mcpdiag.cli.bench_break_run import Order, measure
     from mcpdiag.cli.bench_proxies import Target
-    from mcpdiag.cli.bench_show import progress, show
+    from mcpdiag.cli.bench_show import finish, kept, progress
 
     wrong = Mistakes()
     wrong.target(command, url, header)
@@ -121,7 +117,7 @@ def break_(
         warmup_s=wrong.above("--warmup", warmup, zero=True),
         arrivals="poisson" if poisson else "constant",
         max_clients=wrong.whole("--max-clients", max_clients),
-        max_s=_duration(wrong, "--max-time", max_time),
+        max_s=wrong.duration("--max-time", max_time),
     )
     order = Order(
         target=target,
@@ -141,19 +137,9 @@ def break_(
     wrong.name(name)
     wrong.shown(quiet, format_)
     wrong.raise_if_any()
-    with progress(quiet=quiet or not sys.stderr.isatty()) as tell:
-        outcome = measure(order, tell)
-    if outcome is None:
-        print("mcpdiag: interrupted before anything was measured", file=sys.stderr)
-        raise typer.Exit(130)
-    if quiet:
-        print(outcome.folder)
-    else:
-        show(outcome.result, outcome.folder, format_)
-        if format_ == "table":
-            print(f"Plot: {outcome.plot}")
-    if outcome.interrupted:
-        raise typer.Exit(130)
+    with progress(quiet=quiet) as tell:
+        outcome = kept(measure(order, tell))
+    finish(outcome, quiet=quiet, format_=format_)
 
 
 def _factor(wrong: Mistakes, value: float) -> float:
@@ -172,15 +158,4 @@ def _share(wrong: Mistakes, option: str, text: str) -> float:
     if not 0 <= value <= 1:
         wrong.add(option, f"found {found(text)}; allowed: a percentage from 0% to 100%, such as 5%")
         return 0.1
-    return value
-
-
-def _duration(wrong: Mistakes, option: str, text: str) -> float:
-    try:
-        value = parse_duration(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        wrong.add(option, f"found {found(text)}; allowed: a time above 0, such as 90s or 5m")
-        return 1.0
     return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from mcpdiag.bench import discover, workload
+from mcpdiag.bench import discover
 from mcpdiag.bench import result as results
 from mcpdiag.bench.breaking import BASE_RUNS, Plan, Search
 from mcpdiag.bench.environment import here
@@ -22,12 +22,11 @@ from mcpdiag.bench.raw import RawFile
 from mcpdiag.bench.result import Config, Result, Transport
 from mcpdiag.bench.session import SessionError
 from mcpdiag.bench.spec import LoadSpec
-from mcpdiag.bench.workload import Workload
+from mcpdiag.bench.workload import Workload, choose
 from mcpdiag.cli.bench_proxies import Proxies, Target
-from mcpdiag.cli.bench_run import claim, forget, public, terminated_is_interrupted
+from mcpdiag.cli.bench_store import Outcome, Tell, claim, forget, public, terminated_is_interrupted
 from mcpdiag.errors import StartError
 
-Tell = Callable[[str, int, int], None]
 PLOT = "breaking.png"
 
 
@@ -50,16 +49,6 @@ class Order:
     @property
     def transport(self) -> Transport:
         return "http" if self.target.url else "stdio"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of it. `plot` is the file, or why there is none."""
-
-    result: Result
-    folder: Path
-    interrupted: bool
-    plot: str
 
 
 def measure(order: Order, tell: Tell) -> Outcome | None:
@@ -120,7 +109,7 @@ def _served(order: Order) -> Iterator[LoadSpec]:
 
 def _look(order: Order, server: LoadSpec) -> Workload:
     tools = discover.tools_of(server, needed=order.workload is None)
-    load = workload.pick(tools) if order.workload is None else workload.read(order.workload, tools or None)
+    load = choose(tools, order.workload)
     discover.try_calls(replace(server, calls=load.calls))
     return load
 

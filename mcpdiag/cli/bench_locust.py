@@ -56,8 +56,8 @@ def locustfile(
         print(FILE)
         return
     from mcpdiag.bench import discover, spool
-    from mcpdiag.bench import workload as workloads
     from mcpdiag.bench.spec import LoadSpec
+    from mcpdiag.bench.workload import choose
 
     wrong = Mistakes()
     headers = wrong.headers(header)
@@ -72,7 +72,7 @@ def locustfile(
     if url:
         server = LoadSpec(url=url, headers=dict(headers), era=era_, timeout_s=timeout_s)
         tools = discover.tools_of(server, needed=workload is None)
-    load = workloads.pick(tools or ()) if workload is None else workloads.read(workload, tools)
+    load = choose(tools, workload)
     names = [name for name, _ in headers]
     host = public_url(url) if url else ""
     text = spool.locustfile(load, url=host, era=era_, timeout_s=timeout_s, headers=names)

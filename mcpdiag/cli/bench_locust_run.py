@@ -11,7 +11,7 @@ from mcpdiag.bench.matrix import repetition_of
 from mcpdiag.bench.raw import RawFile
 from mcpdiag.bench.result import Cell, Config, Locust, Result, Target
 from mcpdiag.bench.spool import Run
-from mcpdiag.cli.bench_run import claim
+from mcpdiag.cli.bench_store import claim
 from mcpdiag.errors import StartError
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from mcpdiag.config.mistakes import found
+from mcpdiag.config.types import parse_duration
 from mcpdiag.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mcpdiag.bench.result import Transport
 
 FORMATS = ("table", "json", "md", "junit", "csv")
 POOL_MODES = ("session", "request", "multiplex")
@@ -21,6 +25,7 @@ Url = Annotated[str | None, typer.Option(help="A Streamable HTTP server instead 
 Header = Annotated[
     list[str] | None, typer.Option(help="'Name: value', sent to --url; may be repeated.", show_default=False)
 ]
+PoolMode = Annotated[str, typer.Option(help=f"Of a stdio server: {', '.join(POOL_MODES)}.")]
 Era = Annotated[str, typer.Option(help="handshake, or stateless (2026-07-28).")]
 WorkloadFile = Annotated[Path | None, typer.Option(help="A .toml file with what to call (docs/bench.md).")]
 Timeout = Annotated[float, typer.Option(help="Seconds until a call has failed.")]
@@ -55,6 +60,18 @@ class Mistakes:
             self.add("--url", "found it beside a command after --; allowed: one of them")
         if header and not url:
             self.add("--header", "found it without --url, which it goes with; remove it")
+
+    def transports(
+        self, command: Sequence[str] | None, url: str | None, text: str | None
+    ) -> tuple[Transport, ...]:
+        """That of a target, or those of the embedded server."""
+        if not command and not url:
+            return cast(
+                "tuple[Transport, ...]", self.words("--transports", text or "stdio,http", ("stdio", "http"))
+            )
+        if text is not None:
+            self.add("--transports", "found it beside a target, which has one; remove it")
+        return ("http",) if url else ("stdio",)
 
     def headers(self, texts: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
         """`Name: value` as pairs; the value of a wrong one is not shown, it may be a secret."""
@@ -107,13 +124,27 @@ class Mistakes:
             return (allowed[0],)
         return parts
 
+    def duration(self, option: str, text: str, *, least: float = 0.001, most: float = 30 * 86400) -> float:
+        """Seconds of `90s`, `5m` and the like."""
+        try:
+            seconds = parse_duration(text)
+        except ValueError:
+            seconds = 0.0
+        if not least <= seconds <= most:
+            self.add(
+                option,
+                f"found {found(text)}; allowed: from {least:g}s to {most / 86400:g} days, such as 90s or 5m",
+            )
+            return 60.0
+        return seconds
+
     def name(self, name: str) -> None:
         """What can be part of a folder's name."""
         if not name or not all(each.isalnum() or each in "-._" for each in name):
             self.add("--name", f"found {found(name)}; allowed: letters, digits, '-', '.' and '_'")
 
-    def shown(self, quiet: bool, format_: str) -> None:
+    def shown(self, quiet: bool, format_: str, formats: Sequence[str] = FORMATS) -> None:
         """One way to say what came of it."""
-        self.one_of("--format", format_, FORMATS)
+        self.one_of("--format", format_, formats)
         if quiet and format_ != "table":
             self.add("--quiet", "found it beside --format; allowed: one of them")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
 from mcpdiag.cli import bench_options as options
 from mcpdiag.cli.bench_options import Mistakes
-
-if TYPE_CHECKING:
-    from mcpdiag.bench.result import Transport
 
 METHOD = """\
 What `mcpdiag bench overhead` does
@@ -47,9 +43,7 @@ def overhead(
     max_connections: Annotated[
         int | None, typer.Option(help="Of each pool. [default: 10, or the most clients]")
     ] = None,
-    pool_mode: Annotated[
-        str, typer.Option(help=f"Of a stdio server: {', '.join(options.POOL_MODES)}.")
-    ] = "session",
+    pool_mode: options.PoolMode = "session",
     era: options.Era = "handshake",
     workload: options.WorkloadFile = None,
     timeout: options.Timeout = 30.0,
@@ -76,17 +70,12 @@ def overhead(
     from mcpdiag.bench.result import Config
     from mcpdiag.cli.bench_overhead_run import Order, measure
     from mcpdiag.cli.bench_proxies import Target
-    from mcpdiag.cli.bench_show import progress, show
+    from mcpdiag.cli.bench_show import finish, kept, progress
 
     wrong = Mistakes()
     wrong.target(command, url, header)
     target = Target(tuple(command or ()), url or "", wrong.headers(header))
-    if transports is not None and target.kind != "embedded":
-        wrong.add("--transports", "found it beside a target, which has one; remove it")
-    if target.kind == "embedded":
-        chosen = wrong.words("--transports", transports or "stdio,http", ("stdio", "http"))
-    else:
-        chosen = ("stdio",) if target.command else ("http",)
+    chosen = wrong.transports(command, url, transports)
     numbers = wrong.wholes("--clients", clients, most=1000)
     config = Config(
         era=wrong.one_of("--era", era, options.ERAS),
@@ -95,7 +84,7 @@ def overhead(
             "--max-connections", max(10, *numbers) if max_connections is None else max_connections
         ),
         clients=numbers,
-        transports=cast("tuple[Transport, ...]", chosen),
+        transports=chosen,
         warmup_s=wrong.above("--warmup", warmup, zero=True),
         seconds=wrong.above("--seconds", seconds),
         repeat=wrong.whole("--repeat", repeat),
@@ -106,14 +95,6 @@ def overhead(
     wrong.shown(quiet, format_)
     wrong.raise_if_any()
     order = Order(target, config, sampling, name, workload, output)
-    with progress(quiet=quiet or not sys.stderr.isatty()) as tell:
-        outcome = measure(order, tell)
-    if outcome is None:
-        print("mcpdiag: interrupted before anything was measured", file=sys.stderr)
-        raise typer.Exit(130)
-    if quiet:
-        print(outcome.folder)
-    else:
-        show(outcome.result, outcome.folder, format_)
-    if outcome.interrupted:
-        raise typer.Exit(130)
+    with progress(quiet=quiet) as tell:
+        outcome = kept(measure(order, tell))
+    finish(outcome, quiet=quiet, format_=format_)

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from mcpdiag.bench import discover, workload
+from mcpdiag.bench import discover
 from mcpdiag.bench import result as results
 from mcpdiag.bench.environment import here
 from mcpdiag.bench.overhead import Endpoint, OverheadRun, SideKey
 from mcpdiag.bench.raw import RawFile
 from mcpdiag.bench.result import Config, Result
 from mcpdiag.bench.spec import LoadSpec
-from mcpdiag.bench.workload import Workload
+from mcpdiag.bench.workload import Workload, choose
 from mcpdiag.cli.bench_proxies import Target
-from mcpdiag.cli.bench_run import Outcome, claim, forget, public, terminated_is_interrupted
 from mcpdiag.cli.bench_sides import Sides
+from mcpdiag.cli.bench_store import Outcome, Tell, claim, forget, public, terminated_is_interrupted
 from mcpdiag.errors import StartError
-
-Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -113,10 +110,7 @@ def _look(order: Order, sides: Sides) -> Workload:
         tools = discover.tools_of(
             _spec(config, running[config.transports[0], "direct"].endpoint), needed=order.workload is None
         )
-        if order.workload is not None:
-            load = workload.read(order.workload, tools or None)
-        else:
-            load = workload.pick(tools)
+        load = choose(tools, order.workload)
         for key in keys:
             discover.try_calls(replace(_spec(config, running[key].endpoint), calls=load.calls))
     return load

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mcpdiag.bench import discover, isolation, workload
+from mcpdiag.bench import discover, isolation
 from mcpdiag.bench import result as results
-from mcpdiag.bench.environment import Environment, here, own_checkout
+from mcpdiag.bench.environment import here
 from mcpdiag.bench.matrix import Matrix, PoolKey
 from mcpdiag.bench.raw import RawFile
 from mcpdiag.bench.result import Config, Result
 from mcpdiag.bench.spec import Call, LoadSpec
-from mcpdiag.bench.workload import Workload
+from mcpdiag.bench.workload import Workload, choose
 from mcpdiag.cli.bench_proxies import Proxies, Target
-from mcpdiag.config.masking import public_args, public_url
+from mcpdiag.cli.bench_store import Outcome, Tell, claim, forget, public, terminated_is_interrupted
 from mcpdiag.errors import StartError
-
-Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -35,15 +30,6 @@ class Order:
     workload: Path | None = None
     generate: bool = False
     output: Path | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of it."""
-
-    result: Result
-    folder: Path
-    interrupted: bool
 
 
 def measure(order: Order, tell: Tell) -> Outcome | None:
@@ -120,54 +106,7 @@ def _look(order: Order, proxies: Proxies) -> tuple[Workload, tuple[Call, str]]:
         url = running[pool].url
         look = LoadSpec(url=url, era=config.era, timeout_s=config.timeout_s)
         tools = discover.tools_of(look, needed=order.workload is None)
-        if order.workload is not None:
-            load = workload.read(order.workload, tools or None)
-        elif order.generate:
-            load = workload.generated(tools)
-        else:
-            load = workload.pick(tools)
+        load = choose(tools, order.workload, generate=order.generate)
         spec = LoadSpec(url=url, era=config.era, calls=load.calls, timeout_s=config.timeout_s)
         discover.try_calls(spec)
     return load, isolation.probe(tools, load)
-
-
-def public(target: Target) -> results.Target:
-    """The server as it may be shown."""
-    if target.command:
-        return results.Target(kind="command", shown=" ".join(public_args(target.command)))
-    if target.url:
-        return results.Target(kind="url", shown=public_url(target.url))
-    return results.Target(kind="embedded", shown="the embedded server")
-
-
-def claim(environment: Environment, name: str, output: Path | None) -> Path:
-    """A folder of its own for this result, made now, so that a second run takes another one."""
-    if output is not None:
-        results.claim(output)
-        return output
-    own = own_checkout(Path.cwd())
-    root = Path("benchmarks/results") if own else Path("mcpdiag-results")
-    while True:
-        folder = results.folder_for(environment, name, root)
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-
-
-def forget(folder: Path, raw: RawFile) -> None:
-    """Leave nothing of a result that is none."""
-    raw.path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
-@contextlib.contextmanager
-def terminated_is_interrupted() -> Iterator[None]:
-    """SIGTERM keeps what was measured too, and leaves no proxy behind."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mcpdiag.bench import report
 from mcpdiag.bench.result import Result
+from mcpdiag.cli.bench_store import Outcome, Tell
 
-Tell = Callable[[str, int, int], None]
+T = TypeVar("T")
 
 
 @contextmanager
 def progress(*, quiet: bool) -> Iterator[Tell]:
     """A bar with the time left, on stderr, where that is a terminal."""
-    if quiet:
+    if quiet or not sys.stderr.isatty():
         yield lambda words, done, total: None
         return
     columns = (BarColumn(30), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(compact=True))
@@ -29,6 +33,26 @@ def progress(*, quiet: bool) -> Iterator[Tell]:
     ) as bar:
         task = bar.add_task("", total=1)
         yield lambda words, done, total: bar.update(task, description=words, completed=done, total=total)
+
+
+def kept(outcome: T | None) -> T:
+    """What was measured. Raises typer.Exit(130): nothing was, before an interruption."""
+    if outcome is None:
+        print("mcpdiag: interrupted before anything was measured", file=sys.stderr)
+        raise typer.Exit(130)
+    return outcome
+
+
+def finish(outcome: Outcome, *, quiet: bool, format_: str) -> None:
+    """Say what came of it and where it is. Raises typer.Exit(130): it was interrupted."""
+    if quiet:
+        print(outcome.folder)
+    else:
+        show(outcome.result, outcome.folder, format_)
+        if outcome.plot and format_ == "table":
+            print(f"Plot: {outcome.plot}")
+    if outcome.interrupted:
+        raise typer.Exit(130)
 
 
 def show(measured: Result, folder: Path, format_: str) -> None:

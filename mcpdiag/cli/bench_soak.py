@@ -5,17 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mcpdiag.cli import bench_options as options
+from mcpdiag.cli.bench_options import Mistakes
 from mcpdiag.config.mistakes import found
-from mcpdiag.config.types import parse_duration
-from mcpdiag.errors import ConfigError
 
 FORMATS = ("table", "json", "md", "junit")
-MODES = ("request", "multiplex", "session")
+MOST = 100_000  # connections, of either side
 FEWEST_READINGS = 14  # the first tenth is warm-up, and a verdict needs 12
 SPARE_FILES = 200  # beside two a connection: the proxy's own, and its servers'
 METHOD = """\
@@ -40,13 +39,9 @@ for 12 s more and names call sites that grew: candidates, never proof. Exit: 0 n
 
 
 def soak(
-    command: Annotated[
-        list[str] | None, typer.Argument(help="After `--`: the stdio server's command.", show_default=False)
-    ] = None,
-    url: Annotated[str | None, typer.Option(help="A Streamable HTTP server instead of a command.")] = None,
-    header: Annotated[
-        list[str] | None, typer.Option(help="'Name: value', sent to --url by the proxy; may be repeated.")
-    ] = None,
+    command: options.Command = None,
+    url: options.Url = None,
+    header: options.Header = None,
     for_: Annotated[str, typer.Option("--for", help="How long, e.g. 60s, 10m, 1h.")] = "60s",
     connections: Annotated[
         int, typer.Option(help="Sessions that are kept open, each on a connection.")
@@ -58,7 +53,7 @@ def soak(
     transport: Annotated[
         str | None, typer.Option(help="Of the embedded server: stdio or http. [default: stdio]")
     ] = None,
-    pool_mode: Annotated[str, typer.Option(help=f"Of a stdio server: {', '.join(MODES)}.")] = "request",
+    pool_mode: options.PoolMode = "request",
     max_connections: Annotated[
         int | None, typer.Option(help="Of the pool. [default: 1 for the embedded server, else 10]")
     ] = None,
@@ -72,9 +67,7 @@ def soak(
         int | None, typer.Option(help="Process of --url. [default: who listens there, if it is this machine]")
     ] = None,
     every: Annotated[str | None, typer.Option(help="Between readings. [default: a 60th of --for]")] = None,
-    workload: Annotated[
-        Path | None, typer.Option(help="A .toml file with what to call (docs/bench.md).")
-    ] = None,
+    workload: options.WorkloadFile = None,
     extend: Annotated[
         bool, typer.Option(help="Look at a suspicion over twice the requests; without, it is inconclusive.")
     ] = True,
@@ -87,17 +80,13 @@ def soak(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 if it is inconclusive, or a call has failed.")
     ] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds until a call has failed.")] = 30.0,
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 1,
-    name: Annotated[str, typer.Option(help="Of the result.")] = "soak",
-    output: Annotated[
-        Path | None, typer.Option(help="Folder of the result. [default: a new one in mcpdiag-results]")
-    ] = None,
+    timeout: options.Timeout = 30.0,
+    seed: options.Seed = 1,
+    name: options.Name = "soak",
+    output: options.Output = None,
     format_: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "table",
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print the path of the result and nothing else.")
-    ] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Print the method, measure nothing.")] = False,
+    quiet: options.Quiet = False,
+    explain: options.Explain = False,
 ) -> None:
     """Load a server steadily, and say whether memory, descriptors, threads, children or sessions leak.
 
@@ -116,16 +105,15 @@ def soak(
         return
     from mcpdiag.bench.soak import every_of
     from mcpdiag.cli.bench_proxies import Target
-    from mcpdiag.cli.bench_show import progress
+    from mcpdiag.cli.bench_show import kept, progress
     from mcpdiag.cli.bench_soak_run import Order, measure
     from mcpdiag.cli.bench_soak_servers import Front
     from mcpdiag.cli.bench_soak_show import show
 
-    problems: list[str] = []
-    target = Target(tuple(command or ()), url or "", tuple(_header(problems, each) for each in header or ()))
+    wrong = Mistakes()
+    wrong.target(command, url, None)
+    target = Target(tuple(command or ()), url or "", wrong.headers(header))
     embedded = target.kind == "embedded"
-    if command and url:
-        problems.append("--url: found it beside a command after --; allowed: one of them")
     for option, given, needs, there in (
         ("--header", header, "--url", url),
         ("--pid", pid, "--url", url),
@@ -133,40 +121,27 @@ def soak(
         ("--transport", transport, "no target, which has one", embedded),
     ):
         if given and not there:
-            problems.append(f"{option}: found it without {needs}; remove it")
-    seconds = _duration(problems, "--for", for_)
-    every_s = every_of(seconds) if every is None else _duration(problems, "--every", every)
+            wrong.add(option, f"found it without {needs}; remove it")
+    seconds = wrong.duration("--for", for_, least=0.1)
+    every_s = every_of(seconds) if every is None else wrong.duration("--every", every, least=0.1)
     if seconds < FEWEST_READINGS * every_s:
         enough = f"allowed: {FEWEST_READINGS * every_s:g}s or longer, or a shorter --every"
-        problems.append(
-            f"--for: found {for_}, fewer than {FEWEST_READINGS} readings {every_s:g} s apart; {enough}"
+        wrong.add(
+            "--for", f"found {for_}, fewer than {FEWEST_READINGS} readings {every_s:g} s apart; {enough}"
         )
-    calls = _rate(problems, rate)
-    for option, value, least in (
-        ("--connections", connections, 1),
-        ("--session-calls", session_calls, 0),
-        ("--max-connections", 1 if max_connections is None else max_connections, 1),
-    ):
-        if not least <= value <= 100_000:
-            problems.append(f"{option}: found {value}; allowed: a whole number from {least} to 100,000")
-    if not 0 < timeout <= 1e6:
-        problems.append(f"--timeout: found {timeout:g}; allowed: a number above 0")
-    for option, text, allowed in (
-        ("--pool-mode", pool_mode, MODES),
-        ("--transport", transport or "stdio", ("stdio", "http")),
-        ("--format", format_, FORMATS),
-    ):
-        if text not in allowed:
-            problems.append(f"{option}: found {found(text)}; allowed: {', '.join(allowed)}")
-    if quiet and format_ != "table":
-        problems.append("--quiet: found it beside --format; allowed: one of them")
-    if not name or not all(each.isalnum() or each in "-._" for each in name):
-        problems.append(f"--name: found {found(name)}; allowed: letters, digits, '-', '.' and '_'")
-    pool = max_connections or (1 if embedded else 10)
+    calls = _rate(wrong, rate)
+    pool = (1 if embedded else 10) if max_connections is None else max_connections
+    wrong.whole("--connections", connections, most=MOST)
+    wrong.whole("--session-calls", session_calls, least=0, most=MOST)
+    wrong.whole("--max-connections", pool, most=MOST)
+    wrong.above("--timeout", timeout)
+    wrong.one_of("--pool-mode", pool_mode, options.POOL_MODES)
+    wrong.one_of("--transport", transport or "stdio", ("stdio", "http"))
+    wrong.shown(quiet, format_, FORMATS)
+    wrong.name(name)
     stdio = bool(command) or (embedded and transport != "http")
-    problems += _files(connections, 4 * pool if stdio else pool)
-    if problems:
-        raise ConfigError(problems)
+    _files(wrong, connections, 4 * pool if stdio else pool)
+    wrong.raise_if_any()
     front = Front(
         target=target,
         transport="stdio" if stdio else "http",
@@ -191,11 +166,8 @@ def soak(
         output=output,
     )
     started, began = datetime.now(UTC), time.monotonic()
-    with progress(quiet=quiet or not sys.stderr.isatty()) as tell:
-        outcome = measure(order, tell, started=started, began=began)
-    if outcome is None:
-        print("mcpdiag: interrupted before anything was measured", file=sys.stderr)
-        raise typer.Exit(130)
+    with progress(quiet=quiet) as tell:
+        outcome = kept(measure(order, tell, started=started, began=began))
     if quiet:
         print(outcome.folder)
     else:
@@ -213,19 +185,7 @@ def _code(interrupted: bool, broken: bool, verdict: str, failed: int, strict: bo
     return int(broken or verdict == "leak" or (strict and (verdict == "inconclusive" or failed > 0)))
 
 
-def _duration(problems: list[str], option: str, text: str) -> float:
-    try:
-        seconds = parse_duration(text)
-    except ValueError as error:
-        problems.append(f"{option}: {error}")
-        return 60.0
-    if not 0.1 <= seconds <= 30 * 86400:
-        problems.append(f"{option}: found {text}; allowed: from 100ms to 30 days")
-        return 60.0
-    return seconds
-
-
-def _rate(problems: list[str], text: str) -> float:
+def _rate(wrong: Mistakes, text: str) -> float:
     """0 is as fast as it goes."""
     if text == "max":
         return 0.0
@@ -234,32 +194,24 @@ def _rate(problems: list[str], text: str) -> float:
     except ValueError:
         rate = 0.0
     if not 0 < rate <= 1e6:
-        problems.append(f"--rate: found {found(text)}; allowed: a number above 0, or max")
+        wrong.add("--rate", f"found {found(text)}; allowed: a number above 0, or max")
         return 1.0
     return rate
 
 
-def _header(problems: list[str], text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        problems.append("--header: found no colon; allowed: 'Name: value'")
-    return name.strip(), value.strip()
-
-
-def _files(connections: int, pool: int) -> list[str]:
-    """Raise the limit of open files as far as it goes; a line if that is not far enough."""
+def _files(wrong: Mistakes, connections: int, pool: int) -> None:
+    """Raise the limit of open files as far as it goes; a mistake if that is not far enough."""
     try:
         import resource
     except ImportError:
-        return []
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = 2 * connections + pool + SPARE_FILES
     if hard != resource.RLIM_INFINITY and hard < needed:
         words = (
             f"found {connections}, which need {needed:,} open files; the hard limit is {hard:,} (ulimit -Hn)"
         )
-        return [f"--connections: {words}: raise it, or use fewer"]
-    if soft != resource.RLIM_INFINITY and soft < needed:
+        wrong.add("--connections", f"{words}: raise it, or use fewer")
+    elif soft != resource.RLIM_INFINITY and soft < needed:
         wanted = needed if hard == resource.RLIM_INFINITY else hard
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return []

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from mcpdiag.bench import discover, readings, workload
+from mcpdiag.bench import discover, readings
 from mcpdiag.bench import result as results
 from mcpdiag.bench.environment import here
 from mcpdiag.bench.memory import Memory
@@ -18,12 +17,10 @@ from mcpdiag.bench.session import SessionError
 from mcpdiag.bench.soak import Soak
 from mcpdiag.bench.soaked import Soaked
 from mcpdiag.bench.spec import LoadSpec
-from mcpdiag.bench.workload import Workload
-from mcpdiag.cli.bench_run import claim, public, terminated_is_interrupted
+from mcpdiag.bench.workload import Workload, choose
 from mcpdiag.cli.bench_soak_servers import Front, Loaded, loaded
+from mcpdiag.cli.bench_store import Tell, claim, public, terminated_is_interrupted
 from mcpdiag.errors import StartError
-
-Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ def measure(order: Order, tell: Tell, *, started: datetime, began: float) -> Out
 def _look(order: Order, running: Loaded) -> Workload:
     timeout_s = order.front.timeout_s
     tools = discover.tools_of(LoadSpec(url=running.url, timeout_s=timeout_s), needed=order.workload is None)
-    load = workload.pick(tools) if order.workload is None else workload.read(order.workload, tools or None)
+    load = choose(tools, order.workload)
     discover.try_calls(LoadSpec(url=running.url, calls=load.calls, timeout_s=timeout_s))
     return load
 

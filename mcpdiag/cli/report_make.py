@@ -52,12 +52,10 @@ def execute(path: Path, parameters: Mapping[str, str], tell: Tell) -> Any:
         StartError: the kernel did not start.
         KeyboardInterrupt: interrupted or terminated; the kernel has ended.
     """
-    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.read(path, as_version=4)
     place = next(n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
     source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
-    injected = nbformat.v4.new_code_cell(  # type: ignore[no-untyped-call]
-        source, metadata={"tags": ["injected-parameters"]}
-    )
+    injected = nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]})
     notebook.cells.insert(place + 1, injected)
     tell("starting a kernel", 0, len(notebook.cells))
     with tempfile.TemporaryDirectory(prefix="mcpdiag-report-") as scratch:

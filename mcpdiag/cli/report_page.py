@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nbconvert import HTMLExporter
-from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
+from pygments.formatters import HtmlFormatter
 
 from mcpdiag.errors import ConfigError
 
@@ -62,7 +62,7 @@ def page(notebook: Any, title: str, *, code: bool) -> str:
 
     notebook.cells = [cell for cell in notebook.cells if NOT_SHOWN not in cell.metadata.get("tags", ())]
     _for_readers(notebook)
-    exporter = HTMLExporter(  # type: ignore[no-untyped-call]
+    exporter = HTMLExporter(
         template_name="basic",
         exclude_input=not code,
         exclude_input_prompt=True,

@@ -27,7 +27,7 @@ def mark(lines: list[str]) -> list[str]:
         return lines  # without a body IPython says so
     body = lines[1:]
     blank = next(at for at, text in enumerate(body) if text.strip())
-    return [f"{MARKER}({(found['line'] or '').strip()!r})\n", *body[:blank], *cell_magic(body[blank:])]  # type: ignore[no-untyped-call]
+    return [f"{MARKER}({(found['line'] or '').strip()!r})\n", *body[:blank], *cell_magic(body[blank:])]
 
 
 class Wrap(ast.NodeTransformer):

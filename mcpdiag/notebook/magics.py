@@ -69,14 +69,14 @@ class McpMagics(Magics):
         except (StartError, ConfigError) as error:
             raise UsageError(f"%mcp_proxy: {error}{stopped}") from None
         self.session.user_ns[name] = proxy
-        display(proxy)  # type: ignore[no-untyped-call]
+        display(proxy)
 
     def _stop(self, name: str) -> None:
         proxy = self.session.user_ns.get(name)
         if not isinstance(proxy, BackgroundProxy):
             raise UsageError(f"%mcp_proxy: there is no proxy in the variable {name!r}; give its --name")
         proxy.close()
-        display(proxy)  # type: ignore[no-untyped-call]
+        display(proxy)
 
     @contextmanager
     def open(self, line: str) -> Iterator[None]:
@@ -93,7 +93,7 @@ class McpMagics(Magics):
         finally:
             window.close(error)
             self.session.user_ns[label] = window
-            display(window)  # type: ignore[no-untyped-call]
+            display(window)
 
     def _source(self, name: str) -> Source:
         thing = self.session.user_ns.get(name)
@@ -123,10 +123,10 @@ class McpMagics(Magics):
         The cell may `await`. Calls that end in the window count, whoever makes them.
         """
         # Only for run_cell_magic: a cell that begins with the magic never comes here.
-        source = self.session.transform_cell(f"%%{MAGIC} {line}\n{cell}")  # type: ignore[no-untyped-call]
+        source = self.session.transform_cell(f"%%{MAGIC} {line}\n{cell}")
         if self.session.should_run_async(source, transformed_cell=source):
             raise UsageError("%%mcp_window: in a cell that awaits it must be the first line")
-        tree = self.session.transform_ast(self.session.compile.ast_parse(source))  # type: ignore[no-untyped-call]
+        tree = self.session.transform_ast(self.session.compile.ast_parse(source))
         exec(self.session.compile(tree, f"<{MARKER}>", "exec"), self.session.user_ns)  # noqa: S102
 
 

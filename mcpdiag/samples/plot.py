@@ -313,7 +313,7 @@ def _relay(requests: DataFrame) -> Any:
 
 
 def _time(ax: Axes) -> None:
-    locator = mdates.AutoDateLocator(minticks=3, maxticks=5)  # type: ignore[no-untyped-call]  # in matplotlib
+    locator = mdates.AutoDateLocator(minticks=3, maxticks=5)
     for unit in (mdates.MINUTELY, mdates.SECONDLY):
         locator.intervald[unit] = [1, 2, 5, 10, 15, 30]  # without the 2, five seconds have a single tick
     ax.xaxis.set_major_locator(locator)
@@ -323,7 +323,7 @@ def _time(ax: Axes) -> None:
 
 def _time_of_day(days: float, _: int | None) -> str:
     """With as much of a second as ticks that are close together need; at midnight the date."""
-    moment = mdates.num2date(days)  # type: ignore[no-untyped-call]  # in matplotlib
+    moment = mdates.num2date(days)
     text = (
         f"{moment:%H:%M:%S.%f}".rstrip("0").removesuffix(".") if moment.microsecond else f"{moment:%H:%M:%S}"
     )

@@ -52,7 +52,7 @@ def session() -> Iterator[Session]:
     config.HistoryManager.enabled = False
     config.InteractiveShell.colors = "nocolor"
     shell: Any = InteractiveShell.instance(config=config)
-    shell.display_pub = CapturingDisplayPublisher()  # type: ignore[no-untyped-call]
+    shell.display_pub = CapturingDisplayPublisher()
     try:
         shell.run_cell("%load_ext mcpdiag.notebook").raise_error()
         shell.user_ns["COMMAND"] = COMMAND

@@ -66,7 +66,7 @@ class Otel:
         sender.start()
         sender.join(timeout)
         if sender.is_alive():  # no more retries, and no new request after the one that hangs
-            self._span_exporter.shutdown()  # type: ignore[no-untyped-call]  # in the SDK
+            self._span_exporter.shutdown()
             self._metric_exporter.shutdown()
 
     def _shut_down(self) -> None:
