@@ -44,7 +44,10 @@ from mcpdiag.config.types import (
     header_value,
     proxy_url,
     rule,
+    runs_a_package,
 )
+
+DOWNLOAD_SECONDS = 60.0
 
 
 class _Settings(BaseModel):
@@ -54,6 +57,9 @@ class _Settings(BaseModel):
 
 class Timeouts(_Settings):
     """Five limits of one exchange, in seconds (docs/behaviour.md).
+
+    An upstream whose command may download the server first (`npx`, `uvx`, `docker`, ...) has a `connect_timeout` of
+    60 s where none is set.
 
     For example::
 
@@ -183,6 +189,13 @@ class UpstreamConfig(_Settings):
         for name in unused:
             if self._differs(name):
                 raise rule(f"found it without '{kind}', which it goes with; remove it", name, kind)
+        return self
+
+    @model_validator(mode="after")
+    def _a_package_has_time_to_download(self) -> UpstreamConfig:
+        if runs_a_package(self.command) and "connect_timeout" not in self.timeouts.model_fields_set:
+            # Not by assignment, which a frozen model refuses.
+            self.__dict__["timeouts"] = self.timeouts.model_copy(update={"connect_timeout": DOWNLOAD_SECONDS})
         return self
 
     @model_validator(mode="after")

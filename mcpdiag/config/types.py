@@ -27,6 +27,9 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # RFC 9110, section 5.5: no line break, no control
 _PROXY_HEADERS = frozenset({"connection", "content-length", "transfer-encoding"})
 _PROXY_SCHEMES = frozenset({"http", "https", "socks5", "socks5h"})
+_PACKAGE_RUNNERS = frozenset(
+    {"npx", "npm", "pnpm", "pnpx", "yarn", "bun", "bunx", "deno", "uv", "uvx", "pipx", "docker", "podman"}
+)
 TOKEN = re.compile(r"[\x21-\x7e]+")
 # What only one kind of server has, and where the kind is not enough, what else it takes.
 ONLY_STDIO = ("args", "env", "cwd")
@@ -51,6 +54,14 @@ def parse_duration(value: object) -> float:
     if not math.isfinite(seconds) or seconds < 0:
         raise ValueError(f"{value!r} is not a duration; it must be finite and not negative")
     return seconds
+
+
+def runs_a_package(command: str | None) -> bool:
+    """Whether a program may download the server before it starts it, such as `npx`."""
+    if command is None:
+        return False
+    program = re.split(r"[/\\]", command)[-1].lower()
+    return program.removesuffix(".exe").removesuffix(".cmd") in _PACKAGE_RUNNERS
 
 
 def rule(text: str, *fields: str) -> PydanticCustomError:

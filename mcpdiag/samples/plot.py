@@ -17,6 +17,8 @@ except ImportError as error:
     raise ImportError(f"plots need {error.name}; pip install 'mcpdiag[notebook]'") from None
 
 from mcpdiag.samples.frame import DataFrame
+from mcpdiag.samples.phases import WAIT_MS
+from mcpdiag.samples.phases import phases as split
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,12 +128,10 @@ def phases(requests: DataFrame, *, by: str = "target", ax: Axes | None = None) -
     ax = _axes(ax)
     names = ("queue", "connect", "first byte", "relay")
     if len(requests):
-        rows = requests.assign(relay_ms=_relay(requests), name=_named(requests, by))
-        columns = ["queue_ms", "connect_ms", "first_ms", "relay_ms"]
-        means = rows.groupby("name", observed=True)[columns].mean()
+        means = split(requests).groupby(_named(requests, by), observed=True).mean()
         means = means.loc[means.sum(axis=1).sort_values().index[-TOP:]]
         left = np.zeros(len(means))
-        for number, (name, column) in enumerate(zip(names, columns, strict=True)):
+        for number, (name, column) in enumerate(zip(names, WAIT_MS, strict=True)):
             ax.barh(
                 [_short(label) for label in means.index], means[column], left=left, label=name, color=SHADES[number], hatch=HATCHES[number],
                 edgecolor="white", linewidth=0.5,
@@ -305,11 +305,6 @@ def _site_bars(ax: Axes, sizes: Any) -> None:
     ax.set_xlim(left=0)
     if not len(shown):
         ax.text(0.5, 0.5, "none", transform=ax.transAxes, ha="center", color="#566573")
-
-
-def _relay(requests: DataFrame) -> Any:
-    spent = requests["queue_ms"] + requests["connect_ms"] + requests["first_ms"]
-    return (requests["total_ms"] - spent).clip(lower=0)
 
 
 def _time(ax: Axes) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from mcpdiag.html import line, table
 from mcpdiag.samples.frame import DataFrame
+from mcpdiag.samples.phases import phases
 
 BY: Final = ["upstream", "method", "target"]
 PHASES: Final = ("total", "queue", "connect", "first", "relay")
@@ -44,15 +45,11 @@ def summarize(requests: DataFrame) -> DataFrame:
         A DataFrame with the index (upstream, method, target) and the columns `count`; `errors` and `error_rate`
         (0 to 1), which leave out what the client cancelled; `rps`, requests a second from the first one's arrival
         to the last one's end, over all rows; and `{phase}_{p50,p90,p95,p99,max}_ms` for the phases `total`, `queue`
-        (waiting for a connection), `connect` (opening one), `first` (until the first byte) and `relay` (the rest).
-        Percentiles are interpolated linearly over all rows of the group.
+        (waiting for a connection), `connect` (opening one), `first` (until the first byte) and `relay` (the rest),
+        as `samples.phases` splits them. Percentiles are interpolated linearly over all rows of the group.
     """
-    rows = requests.assign(
-        relay_ms=(
-            requests["total_ms"] - requests["queue_ms"] - requests["connect_ms"] - requests["first_ms"]
-        ).clip(lower=0),
-        error=~requests["outcome"].isin(NO_ERRORS),
-    )
+    rows = requests[[*BY, "total_ms"]].join(phases(requests))
+    rows["error"] = ~requests["outcome"].isin(NO_ERRORS)
     groups = rows.groupby(BY, observed=True, sort=False)
     table = groups.size().to_frame("count")
     table["errors"] = groups["error"].sum().astype("int64")

@@ -112,6 +112,24 @@ class TestUpstream:
         assert (http.kind, http.command_line) == ("http", ())
 
     @pytest.mark.parametrize(
+        ("command", "seconds"),
+        [
+            ("npx", 60), ("/usr/local/bin/uvx", 60), (r"C:\Program Files\nodejs\npx.cmd", 60), ("docker", 60),
+            ("node", 10), ("npx-like", 10), ("/opt/npx/server", 10),
+        ],
+    )  # fmt: skip
+    def test_a_command_that_may_download_first_has_a_minute_to_start(
+        self, command: str, seconds: float
+    ) -> None:
+        assert upstream(command=command).timeouts == Timeouts(connect_timeout=seconds)
+        assert upstream(command=command, timeouts={"deadline": 20}).timeouts.connect_timeout == seconds
+        for chosen in (3, 10):
+            assert (
+                upstream(command=command, timeouts={"connect_timeout": chosen}).timeouts.connect_timeout
+                == chosen
+            )
+
+    @pytest.mark.parametrize(
         ("settings", "message"),
         [
             ({}, "found neither command nor url"),

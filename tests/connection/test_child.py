@@ -15,7 +15,6 @@ from anyio.lowlevel import checkpoint
 
 from mcpdiag.connection.child import Child
 from tests.connection.processes import GUARD, alive, open_files
-from tests.servers.mini import command
 
 MARK = pytest.mark.anyio
 BIG = b"x" * 1_000_000
@@ -186,10 +185,13 @@ else:
     assert done.returncode == 0, done.stderr
 
 
-def test_it_has_nothing_open_but_its_three_pipes() -> None:
+@MARK
+async def test_it_has_nothing_open_but_its_three_pipes() -> None:
+    """Looked at once it speaks: while a program is loaded it opens files of its own."""
     mine, theirs = os.pipe()
     try:
-        with started(*command("noisy")) as child:
+        with anyio.fail_after(GUARD), started("sh", "-c", "echo up; read line") as child:
+            assert await child.stdout.receive(10) == b"up\n"
             assert len(os.listdir(f"/proc/{child.pid}/fd")) == 3
     finally:
         os.close(mine)

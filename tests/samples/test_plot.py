@@ -42,6 +42,7 @@ def requests() -> DataFrame:
             "connect_ms": 0.1,
             "first_ms": first,
             "total_ms": first + 3.2,
+            "sent_ms": 3.1,
         }
     )
 

@@ -7,6 +7,7 @@ from itertools import count
 import pytest
 
 from mcpdiag.hooks import ExchangeDone
+from mcpdiag.samples.phases import phases
 from mcpdiag.samples.recorder import Recorder
 from mcpdiag.samples.summary import PHASES, QUANTILES
 
@@ -40,6 +41,30 @@ def test_without_rows_there_is_a_summary_without_rows() -> None:
     summary = Recorder().summary()
     assert len(summary) == 0
     assert {f"{phase}_{name}_ms" for phase in PHASES for name in QUANTILES} <= {*summary.columns}
+
+
+def test_what_ended_while_it_waited_spent_its_time_there() -> None:
+    """A caller that got no connection, one whose server did not start, one that a server hung on, one that left."""
+    ended = {"pool_timeout": 0.0, "connect_timeout": 0.0, "request_timeout": 1.0, "cancelled": 0.0}
+    recorder = Recorder()
+    for outcome, sent_ms in ended.items():
+        recorder.emit(
+            ExchangeDone("up", "stdio", "ping", "", "s", "", outcome, total_ms=90.0, sent_ms=sent_ms)
+        )
+    # The client's own `initialize` is sent while its process starts, so it may have been sent and not be connected.
+    recorder.emit(
+        ExchangeDone("up", "stdio", "ping", "", "s", "", "connect_timeout", 4.0, total_ms=90.0, sent_ms=5.0)
+    )
+    # An answer, and one that broke after its first byte: what is left is the rest of it.
+    recorder.emit(ExchangeDone("up", "stdio", "ping", "", "s", "", "ok", total_ms=90.0))
+    recorder.emit(
+        ExchangeDone(
+            "up", "stdio", "ping", "", "s", "", "upstream_closed", first_ms=9.0, total_ms=90.0, sent_ms=1.0
+        )
+    )
+    assert phases(recorder.requests).to_numpy().tolist() == [
+        [90, 0, 0, 0], [0, 90, 0, 0], [0, 0, 90, 0], [90, 0, 0, 0], [4, 86, 0, 0], [0, 0, 0, 90], [0, 0, 9, 81],
+    ]  # fmt: skip
 
 
 def test_the_relay_is_never_negative() -> None:
