@@ -242,6 +242,11 @@ class AnyReadable:
     async def wait(self) -> None:
         await wait_readable(self._sock)
 
+    def wake(self) -> None:
+        """Nobody waits: on trio a request is sent by whoever waits afterwards."""
+
+    woken = False
+
     def close(self) -> None:
         """anyio.notify_closing wakes the waiter."""
 
@@ -274,6 +279,16 @@ class AsyncioReadable:
             await waiter
         finally:
             self._waiter = None
+
+    @property
+    def woken(self) -> bool:
+        """Whether there was something to read, and whoever waits for it has not run since."""
+        return self._waiter is not None and self._waiter.done()
+
+    def wake(self) -> None:
+        """Whoever waits goes on, if somebody does."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _wake(self) -> None:
         waiter = self._waiter

@@ -19,12 +19,16 @@ from anyio import CancelScope, ClosedResourceError, wait_writable
 
 from mcpdiag.connection import dial as dialing
 from mcpdiag.connection.dial import Origin, dial, readable, say_goodbye, words
+from mcpdiag.connection.together import of_this_loop
 from mcpdiag.errors import UpstreamClosed, UpstreamError, UpstreamProtocolError
 
 READ_BYTES: Final = 64 * 1024
 # The head and a body up to this size go out in one call. An idle connection takes that much at once, so that
 # the answer need not be read at the same time; should it not, the slow way of larger bodies is taken.
 JOIN_BYTES: Final = 64 * 1024
+# Heads of answers that a connection keeps, and how long one may be.
+KNOWN_HEADS: Final = 8
+KNOWN_BYTES: Final = 2048
 # A non-blocking socket has nothing for us at this moment; TLS says it in two more ways.
 _NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -112,6 +116,26 @@ class Response:
         return f"<Response {self.status} {self._body_bytes} bytes{'' if self.complete else ' so far'}>"
 
 
+class _Head:
+    """What the head of a whole answer said, whose connection can be reused."""
+
+    __slots__ = ("headers", "length", "status")
+
+    def __init__(self, status: int, headers: list[tuple[bytes, bytes]], length: int) -> None:
+        self.status = status
+        self.headers = headers
+        self.length = length
+
+    def fill(self, response: Response, body: bytes) -> None:
+        """Make a response that has this head and this body."""
+        response.status = self.status
+        response.headers = self.headers
+        response.keep_alive = response.complete = True
+        response._body_bytes = len(body)
+        if body:
+            response._chunks.append(body)
+
+
 class _Reader:
     """What httptools calls. It may call several times in one feed, also for bytes behind the end."""
 
@@ -196,6 +220,11 @@ class Http1Connection:
         self._socket_recv: Callable[[int], bytes] = sock.recv
         self._socket_send: Callable[[bytes | memoryview], int] = sock.send
         self._tls = sock if isinstance(sock, ssl.SSLSocket) else None
+        # Not under TLS, whose own talk looks like a server that speaks before it was asked.
+        self._together = None if self._tls is not None else of_this_loop()
+        self._waits = False  # a request that will be sent with those of others
+        self._left: memoryview | None = None  # what the socket did not take of it
+        self._broken: OSError | None = None  # why it took nothing
         # `poll`, because `select` fails on descriptors above 1023. EOF counts as readable.
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
@@ -207,6 +236,7 @@ class Http1Connection:
         self._opening = b""
         self._response = Response(self)
         self._reader = _Reader(self._response)
+        self._heads: dict[bytes, _Head] = {}
 
     @classmethod
     async def open(
@@ -270,29 +300,67 @@ class Http1Connection:
         self.requests += 1
         self._response = response = Response(self)
         self._reader.expect(response, head.startswith(b"HEAD "))
-        self.sent = True
         if len(body) > JOIN_BYTES:
+            self.sent = True
             await self._send_and_read(memoryview(head), memoryview(body))
+            await self._head()
+        elif (together := self._together) is None:
+            self._send_now(head + body)
+            await self._head()
         else:
-            data = head + body
+            self._waits = True
+            if together.users:
+                together.add(self._send_now, head + body)
+            else:
+                self._send_now(head + body)
+            together.users += 1
             try:
-                taken = self._socket_send(data)
-            except _NOT_NOW:
-                taken = 0
-            except OSError as error:
-                # Nothing of it went out. Under TLS a whole record may have, in front of the one that failed.
-                self.sent = self._tls is not None
-                raise self._lost(f"the server had broken it before ({words(error)})") from error
-            if taken < len(data):
-                await self._send_and_read(memoryview(data)[taken:])
-        while not response.status:
-            await self._fill()
+                await self._head()
+            finally:
+                together.users -= 1
+                self._waits = False
         if self._received > self.max_head_bytes:
             size = sum(len(name) + len(value) + 4 for name, value in response.headers)
             if size > self.max_head_bytes:
                 self._idle = False
                 raise self._head_too_large()
         return response
+
+    def _send_now(self, data: bytes) -> None:
+        """Give a small request to the socket; `_head` looks at what came of it."""
+        if self._together is not None:
+            if (
+                not self._waits or self._readable.woken
+            ):  # its caller has gone; or the server has spoken, or left
+                return
+            self._waits = False
+        self.sent = True
+        try:
+            taken = self._socket_send(data)
+        except _NOT_NOW:
+            taken = 0
+        except OSError as error:
+            # Nothing of it went out. Under TLS a whole record may have, in front of the one that failed.
+            self.sent = self._tls is not None
+            self._broken = error
+            self._readable.wake()
+            return
+        if taken < len(data):
+            self._left = memoryview(data)[taken:]
+            self._readable.wake()
+
+    async def _head(self) -> None:
+        """Wait for the head of the answer, and send what the socket has not taken."""
+        response = self._response
+        while not response.status:
+            if self._broken is not None:
+                error, self._broken = self._broken, None
+                raise self._lost(f"the server had broken it before ({words(error)})") from error
+            if self._left is not None:
+                left, self._left = self._left, None
+                await self._send_and_read(left)
+            else:
+                await self._fill()
 
     async def aclose(self, *, force: bool = False) -> None:
         """Close it. An idle TLS connection says goodbye first, for at most 2 s; with `force` none does.
@@ -316,6 +384,10 @@ class Http1Connection:
         """Wait for bytes and parse them."""
         try:
             await self._readable.wait()
+            if self._waits:
+                raise self._lost("the server spoke or left before it was asked")
+            if self._left is not None or self._broken is not None:
+                return
             data = self._socket_recv(READ_BYTES)
         except _NOT_NOW:
             return
@@ -334,6 +406,14 @@ class Http1Connection:
         reader, response = self._reader, self._response
         if not self._received:
             self._opening = data[:60]
+            if (end := data.find(b"\r\n\r\n") + 4) > 3 and not reader.head_only:
+                known = self._heads.get(data[:end])
+                if known is not None and known.length == len(data) - end:
+                    self._received = len(data)
+                    self._idle = not self._unsent
+                    known.fill(response, data[end:])
+                    return
+        first = not self._received
         self._received += len(data)
         body_bytes = response._body_bytes
         try:
@@ -345,6 +425,8 @@ class Http1Connection:
                 raise self._not_http(error, data[:60] if response.status else self._opening) from error
         if response.complete:
             self._idle = response.keep_alive and not reader.stray and not self._unsent
+            if first and self._idle and not reader.head_only:
+                self._remember(data)
         elif not response.status:
             if reader.switching:
                 raise UpstreamProtocolError(
@@ -360,6 +442,14 @@ class Http1Connection:
             self._fruitless += len(data)
             if self._fruitless > self.max_head_bytes:
                 raise self._head_too_large()
+
+    def _remember(self, data: bytes) -> None:
+        """The next answer may have the same head, byte for byte: then nobody need parse it again."""
+        response, end = self._response, data.find(b"\r\n\r\n") + 4
+        if response._declared() == len(data) - end and end <= KNOWN_BYTES:
+            if len(self._heads) >= KNOWN_HEADS:
+                self._heads.clear()
+            self._heads[data[:end]] = _Head(response.status, response.headers, len(data) - end)
 
     def _end(self, what: str, error: OSError | None, *, lawful: bool) -> None:
         """The server sends no more: the end of the body if it may be, else an error that says what is missing."""

@@ -22,7 +22,13 @@ BODY_TIMEOUT = 30.0  # seconds for the body of a request to arrive
 
 
 class Direct(Protocol):
-    """What our own server offers beside ASGI (the extension `mcpdiag.direct`): most exchanges need no more."""
+    """What our own server offers beside ASGI (the extension `mcpdiag.direct`): most exchanges need no more.
+
+    Attributes:
+        notes: kept from one request of a connection to the next whose head is the same, byte for byte.
+    """
+
+    notes: dict[str, Any]
 
     def whole_body(self) -> bytes | None:
         """All of the request's body, if it is there already."""
@@ -53,7 +59,7 @@ class Reply:
 
     def __init__(self, send: Send, headers: list[tuple[bytes, bytes]], direct: Direct | None = None) -> None:
         self._send = send
-        self._direct = direct
+        self.direct = direct
         self.headers = headers
         self.bytes = 0
 
@@ -66,9 +72,9 @@ class Reply:
         self.started = True
         self.bytes += len(body)
         headers = [*self.headers, (b"content-type", content_type)] if body else self.headers
-        if self._direct is not None:
+        if self.direct is not None:
             self.ended = True
-            self._direct.whole(status, headers, body)
+            self.direct.whole(status, headers, body)
             return
         headers = [*headers, (b"content-length", b"%d" % len(body))]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
@@ -191,7 +197,16 @@ class Request:
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
             raise self._guard.too_large(int(declared))
-        if (direct := self.reply._direct) is not None and (body := direct.whole_body()) is not None:
+        return await self.body()
+
+    async def body(self) -> bytes:
+        """The body, whatever it is.
+
+        Raises:
+            ClientError: 413 too large, 408 too slow, 400 cut short.
+        """
+        limit = self._guard.max_body_bytes
+        if (direct := self.reply.direct) is not None and (body := direct.whole_body()) is not None:
             if len(body) > limit:
                 raise self._guard.too_large(len(body))
             return body

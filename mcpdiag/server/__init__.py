@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 
+from mcpdiag.connection.together import Together
 from mcpdiag.errors import StartError
 from mcpdiag.server.connection import ServerConnection
 from mcpdiag.server.cycle import Cycle
@@ -31,6 +32,7 @@ class Server:
         is_up, is_down: set when it has started, and when it has ended.
         connections: of clients, open now.
         cycles: requests that the application works on now.
+        together: responses that go out at the end of a turn.
     """
 
     def __init__(self, app: App) -> None:
@@ -38,6 +40,7 @@ class Server:
         self.is_up, self.is_down = anyio.Event(), anyio.Event()
         self.connections: set[ServerConnection] = set()
         self.cycles: set[Cycle] = set()
+        self.together = Together()
         self._listening: asyncio.Server | None = None
         self._stopping, self._force = anyio.Event(), anyio.Event()
         self._empty = anyio.Event()
@@ -78,6 +81,7 @@ class Server:
     async def _end(self) -> None:
         """Whatever is left goes now."""
         self.stop_accepting()
+        self.together.flush()
         for connection in [*self.connections]:
             connection.transport.abort()
         tasks = [cycle.task for cycle in self.cycles if cycle.task is not None]

@@ -1,6 +1,7 @@
 """One client's HTTP/1.1 connection: httptools parses, each request becomes a `Cycle`, one after the other.
 
 It takes what RFC 9112 allows a client to send and bounds what it may cost: the head, the time, the unread body.
+A request whose head is byte for byte that of an earlier one is not parsed again: clients repeat themselves.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from urllib.parse import unquote
 
 import httptools
 
-from mcpdiag.server.cycle import Cycle, Message
+from mcpdiag.server.cycle import Cycle, Message, Notes
 
 if TYPE_CHECKING:
     from mcpdiag.server import Server
@@ -21,8 +22,22 @@ if TYPE_CHECKING:
 KEEP_ALIVE: Final = 75.0  # seconds that a connection may be without a complete request head
 HEAD_BYTES: Final = 64 * 1024  # of a request line with its headers
 BODY_AHEAD: Final = 64 * 1024  # bytes of a body that are read before the application asks for them
+KNOWN_HEADS: Final = 8  # that a connection remembers
+KNOWN_BYTES: Final = 4 * 1024  # of such a head
 _OFFER: Final = frozenset({b"connection", b"upgrade", b"http2-settings"})
+_UNLIKE: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
 _REFUSAL: Final = b"HTTP/1.1 %d %b\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+
+
+class _Known:
+    """What the head of a request said that came whole and left the connection open."""
+
+    __slots__ = ("length", "notes", "scope")
+
+    def __init__(self, scope: Message, length: int, notes: Notes) -> None:
+        self.scope = scope
+        self.length = length
+        self.notes = notes
 
 
 class ServerConnection(asyncio.Protocol):
@@ -48,9 +63,13 @@ class ServerConnection(asyncio.Protocol):
         self._starting = False  # it waits for the end of what has just come
         self._queue: deque[Cycle] = deque()  # pipelined behind it
         self._coming: Cycle | None = None  # its body is being read
+        self._last: Cycle | None = None  # whose head was parsed last
         self._replay = b""
         self._in_head = True
         self._head_bytes = 0
+        self._between = True  # the parser has seen nothing of the next request
+        self._parsed = 0  # requests whose end the parser has seen
+        self._known: dict[bytes, _Known] = {}
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._expects_continue = False
@@ -118,10 +137,19 @@ class ServerConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
+        between, parsed = self._between, self._parsed
+        if between:
+            end = data.find(b"\r\n\r\n") + 4
+            known = self._known.get(data[:end])
+            if known is not None and known.length == len(data) - end and not self._shut:
+                self._repeated(known, data[end:])
+                return
         if self._in_head:
             self._head_bytes += len(data)
         try:
             self._feed(data)
+            if between and self._between and self._parsed == parsed + 1:
+                self._remember(data)
         except httptools.HttpParserUpgrade as upgrade:
             head, self._replay = self._replay, b""
             self._renew()
@@ -136,6 +164,34 @@ class ServerConnection(asyncio.Protocol):
             self._starting = False
             self._start(self._active)
 
+    def _repeated(self, known: _Known, body: bytes) -> None:
+        """A whole request with a head that is known."""
+        cycle = Cycle(self, known.scope.copy(), keep_alive=True, notes=known.notes)
+        cycle.take(body)
+        if self._active is None:
+            self._active = cycle
+            self._start(cycle)
+        else:
+            self._queue.append(cycle)
+            self._pause_reading()
+
+    def _remember(self, data: bytes) -> None:
+        """`data` was one request: keep what its head said, if its next body can be told by length alone."""
+        cycle, end = self._last, data.find(b"\r\n\r\n") + 4
+        if cycle is None or end > KNOWN_BYTES or len(data) - end > BODY_AHEAD:
+            return
+        length = 0
+        for name, value in self._headers:
+            if name in _UNLIKE:
+                return
+            if name == b"content-length":
+                length = int(value)
+        if length == len(data) - end and cycle.scope["http_version"] == "1.1":
+            if len(self._known) >= KNOWN_HEADS:
+                self._known.clear()
+            scope = {name: value for name, value in cycle.scope.items() if name != "extensions"}
+            self._known[data[:end]] = _Known(scope, length, cycle.notes)
+
     def _renew(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)  # it may pipeline behind `close`
@@ -145,6 +201,7 @@ class ServerConnection(asyncio.Protocol):
         """Say what is wrong, unless an answer is under way; then that is the last one."""
         self._deaf = True
         if self._active is None:
+            self.server.together.flush()
             self.transport.write(_REFUSAL % (status, phrase, len(words), words))
             self.transport.close()
         else:
@@ -158,6 +215,8 @@ class ServerConnection(asyncio.Protocol):
         self._headers = []
         self._expects_continue = False
         self._in_head = True
+        self._between = False
+        self._last = None
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -196,9 +255,8 @@ class ServerConnection(asyncio.Protocol):
             "headers": self._headers,
         }
         cycle = Cycle(self, scope, keep_alive=version != "1.0" and parser.should_keep_alive())
-        scope["extensions"] = {"mcpdiag.direct": cycle}
         cycle.expects_continue = self._expects_continue
-        self._coming = cycle
+        self._coming = self._last = cycle
         if self._active is None:
             self._active, self._starting = cycle, True
         else:
@@ -221,15 +279,29 @@ class ServerConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         cycle, self._coming = self._coming, None
+        self._parsed += 1
         if cycle is not None:
             cycle.received = True
             cycle.wake()
+            self._between = cycle.keep_alive
 
     # -- one after the other ------------------------------------------------------------------------------
 
     def _start(self, cycle: Cycle) -> None:
         self.server.cycles.add(cycle)
         cycle.task = self.loop.create_task(cycle.run())
+
+    def write_soon(self, data: bytes) -> None:
+        """Write a whole response, with those to other clients if there may be some."""
+        server = self.server
+        if len(server.cycles) > 1:
+            server.together.add(self._write, data)
+        else:
+            self.transport.write(data)
+
+    def _write(self, data: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(data)
 
     def ended(self, cycle: Cycle) -> None:
         """A response was given to the transport: the next request's turn."""
@@ -248,6 +320,7 @@ class ServerConnection(asyncio.Protocol):
         """The server stops: no further request is taken, an answer under way is finished."""
         self._shut = True
         self._queue.clear()
+        self.server.together.flush()
         if self._active is None:
             self.transport.close()
         else:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from mcpdiag.server.connection import ServerConnection
 
 log = logging.getLogger("mcpdiag.server")
-Message = MutableMapping[str, Any]
+Message = dict[str, Any]
+Notes = dict[str, Any]
 STATUS_LINE: Final = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
 }
@@ -24,7 +25,8 @@ class Cycle:
     """One request and its response.
 
     Attributes:
-        scope: ASGI's. Its extension `mcpdiag.direct` is this object, with `whole_body` and `whole`.
+        scope: ASGI's. Its extension `mcpdiag.direct` is this object, with `whole_body`, `whole` and `notes`.
+        notes: for the application, which finds them again in the next request of this connection with the same head.
         keep_alive: whether the connection is used again.
         received: whether the whole request is there.
         ended: whether the whole response was given to the transport.
@@ -44,6 +46,7 @@ class Cycle:
         "ended",
         "expects_continue",
         "keep_alive",
+        "notes",
         "received",
         "scope",
         "started",
@@ -51,9 +54,13 @@ class Cycle:
         "unread",
     )
 
-    def __init__(self, connection: ServerConnection, scope: Message, *, keep_alive: bool) -> None:
+    def __init__(
+        self, connection: ServerConnection, scope: Message, *, keep_alive: bool, notes: Notes | None = None
+    ) -> None:
         self._connection = connection
         self.scope = scope
+        scope["extensions"] = {"mcpdiag.direct": self}
+        self.notes: Notes = {} if notes is None else notes
         self.keep_alive = keep_alive
         self.expects_continue = False
         self.task: asyncio.Task[None] | None = None
@@ -75,6 +82,7 @@ class Cycle:
             log.exception("the application failed at %s", self.scope["path"])
         finally:
             connection.server.cycles.discard(self)
+            del self.scope["extensions"]  # it refers to this object: nothing is left to the garbage collector
             if not self.ended and not self.disconnected:
                 self._give_up()
 
@@ -92,6 +100,11 @@ class Cycle:
         self._parts.append(data)
         self.unread += len(data)
         self.wake()
+
+    def take(self, body: bytes) -> None:
+        """The whole body, before the application is called."""
+        self._parts.append(body)
+        self.received = True
 
     def wake(self) -> None:
         """Something has changed that `receive` may wait for."""
@@ -139,7 +152,11 @@ class Cycle:
         length = () if bare else ((b"content-length", b"%d" % len(body)),)
         head = self._encode(status, (*headers, *length))
         silent = bare or self.scope["method"] == "HEAD"
-        self._connection.transport.write(head if silent else head + body)
+        data = head if silent else head + body
+        if self.keep_alive:
+            self._connection.write_soon(data)
+        else:
+            self._connection.transport.write(data)
         self._connection.ended(self)
 
     async def send(self, message: Message) -> None:
