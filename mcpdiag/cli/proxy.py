@@ -19,6 +19,7 @@ from mcpdiag.proxy.stdio import StdioFront
 from mcpdiag.serve import Proxy, run_loop
 
 log = logging.getLogger("mcpdiag")
+YOUNG = 20_000  # objects between two looks of the garbage collector: what 32 calls have in flight comes and goes below it
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -130,6 +131,7 @@ async def run(config: ProxyConfig, stdio: tuple[int, int] | None = None) -> None
         # What a start has made stays: without it a full collection holds up every call for 5 ms instead of 50.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             _announce(config, proxy)  # not before: who waits for it may send a signal at once
             async with anyio.create_task_group() as tasks:

@@ -242,6 +242,9 @@ class AnyReadable:
     async def wait(self) -> None:
         await wait_readable(self._sock)
 
+    def settle(self) -> None:
+        """Every wait registers the socket anew."""
+
     def wake(self) -> None:
         """Nobody waits: on trio a request is sent by whoever waits afterwards."""
 
@@ -257,28 +260,39 @@ class AsyncioReadable:
     anyio registers and unregisters it for each: six system calls, half the time of an exchange.
     """
 
-    __slots__ = ("_fd", "_loop", "_waiter", "_watched")
+    __slots__ = ("_fd", "_loop", "_settled", "_waiter", "_watched")
 
     def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         self._fd = sock.fileno()
         self._loop = loop
         self._waiter: asyncio.Future[None] | None = None
         self._watched = False
+        self._settled = False
+
+    def settle(self) -> None:
+        """An exchange ended well. An error of the socket calls `_wake` until the next one begins, so as long as it
+        does not, the socket is registered still and the first wait need not see to it."""
+        self._settled = True
 
     async def wait(self) -> None:
         if self._fd < 0:
             raise ClosedResourceError
         self._waiter = waiter = self._loop.create_future()
+        if not (self._settled and self._watched):
+            self._watch()
+        self._settled = False
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+
+    def _watch(self) -> None:
         self._watched = True
         try:  # free of system calls if it is registered still
             self._loop.add_reader(self._fd, self._wake)
         except RuntimeError:  # uvloop closed its handle at an error of the socket, but has not forgotten it
             self._loop.remove_reader(self._fd)
             self._loop.add_reader(self._fd, self._wake)
-        try:
-            await waiter
-        finally:
-            self._waiter = None
 
     @property
     def woken(self) -> bool:

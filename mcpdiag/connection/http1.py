@@ -29,6 +29,7 @@ JOIN_BYTES: Final = 64 * 1024
 # Heads of answers that a connection keeps, and how long one may be.
 KNOWN_HEADS: Final = 8
 KNOWN_BYTES: Final = 2048
+_NO_BODY: Final = frozenset({204, 304})  # whatever their Content-Length says
 # A non-blocking socket has nothing for us at this moment; TLS says it in two more ways.
 _NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -125,15 +126,6 @@ class _Head:
         self.status = status
         self.headers = headers
         self.length = length
-
-    def fill(self, response: Response, body: bytes) -> None:
-        """Make a response that has this head and this body."""
-        response.status = self.status
-        response.headers = self.headers
-        response.keep_alive = response.complete = True
-        response._body_bytes = len(body)
-        if body:
-            response._chunks.append(body)
 
 
 class _Reader:
@@ -237,6 +229,7 @@ class Http1Connection:
         self._response = Response(self)
         self._reader = _Reader(self._response)
         self._heads: dict[bytes, _Head] = {}
+        self._left_of_body = 0  # bytes that the parser does not see
 
     @classmethod
     async def open(
@@ -404,14 +397,18 @@ class Http1Connection:
 
     def _parse(self, data: bytes) -> None:
         reader, response = self._reader, self._response
+        if self._left_of_body:
+            self._take_body(data)
+            return
         if not self._received:
             self._opening = data[:60]
             if (end := data.find(b"\r\n\r\n") + 4) > 3 and not reader.head_only:
                 known = self._heads.get(data[:end])
-                if known is not None and known.length == len(data) - end:
-                    self._received = len(data)
-                    self._idle = not self._unsent
-                    known.fill(response, data[end:])
+                if known is not None and known.length >= len(data) - end:
+                    self._received = end
+                    response.status, response.headers, response.keep_alive = known.status, known.headers, True
+                    self._left_of_body = known.length
+                    self._take_body(data[end:])
                     return
         first = not self._received
         self._received += len(data)
@@ -425,8 +422,11 @@ class Http1Connection:
                 raise self._not_http(error, data[:60] if response.status else self._opening) from error
         if response.complete:
             self._idle = response.keep_alive and not reader.stray and not self._unsent
-            if first and self._idle and not reader.head_only:
-                self._remember(data)
+            self._readable.settle()
+        if first and response.status and response.keep_alive and not reader.head_only and not reader.stray:
+            self._remember(data)
+        if response.complete:
+            pass
         elif not response.status:
             if reader.switching:
                 raise UpstreamProtocolError(
@@ -443,13 +443,38 @@ class Http1Connection:
             if self._fruitless > self.max_head_bytes:
                 raise self._head_too_large()
 
+    def _take_body(self, data: bytes) -> None:
+        """Part of a body whose length alone tells its end."""
+        response, left = self._response, self._left_of_body
+        if len(data) > left:
+            self._reader.stray = True
+            data = data[:left]
+        if data:
+            response._chunks.append(data)
+            response._body_bytes += len(data)
+        self._received += len(data)
+        self._left_of_body = left = left - len(data)
+        if not left:
+            response.complete = True
+            self._idle = not self._reader.stray and not self._unsent
+            self._readable.settle()
+
     def _remember(self, data: bytes) -> None:
         """The next answer may have the same head, byte for byte: then nobody need parse it again."""
         response, end = self._response, data.find(b"\r\n\r\n") + 4
-        if response._declared() == len(data) - end and end <= KNOWN_BYTES:
+        length = response._declared()
+        if (
+            3 < end <= KNOWN_BYTES
+            and length is not None
+            and length >= len(data) - end
+            and data[9:12] == b"%d" % response.status  # and not the head of a 1xx before it
+            and response.status not in _NO_BODY
+            and response.header(b"transfer-encoding") is None
+            and data.count(b"\n", 0, end) == data.count(b"\r\n", 0, end)
+        ):
             if len(self._heads) >= KNOWN_HEADS:
                 self._heads.clear()
-            self._heads[data[:end]] = _Head(response.status, response.headers, len(data) - end)
+            self._heads[data[:end]] = _Head(response.status, response.headers, length)
 
     def _end(self, what: str, error: OSError | None, *, lawful: bool) -> None:
         """The server sends no more: the end of the body if it may be, else an error that says what is missing."""

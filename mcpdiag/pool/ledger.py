@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import anyio
 
 from mcpdiag.config import PoolLimits
-from mcpdiag.connection.base import Connection, ConnectionState, move
+from mcpdiag.connection.base import TRANSITIONS, Connection, ConnectionState, move
 from mcpdiag.pool.stats import PoolStats
 from mcpdiag.pool.waiter import Waiter
 
@@ -377,10 +377,10 @@ class Ledger(Generic[C]):
             self._shared.remove(slot)
 
     def _move(self, slot: Slot[C], new: ConnectionState) -> None:
-        old = slot.state
-        slot.state = move(old, new)
-        self._number[old] -= 1
+        old, number = slot.state, self._number
+        slot.state = new if new in TRANSITIONS[old] else move(old, new)  # which raises
+        number[old] -= 1
         if new is CLOSED:
             del self._slots[slot]
         else:
-            self._number[new] += 1
+            number[new] += 1

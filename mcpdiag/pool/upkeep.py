@@ -86,7 +86,7 @@ class Upkeep(Generic[C]):
                 task_status.started()
                 try:
                     while await self.returns.wait():
-                        self.drain()
+                        self.drain(look=not self._busy)
                         self.settle()
                         if self._is_busy():
                             await anyio.sleep(LINGER)

@@ -107,7 +107,7 @@ def decode_batch(data: bytes | bytearray) -> list[Message]:
 
 def is_batch(data: bytes | bytearray) -> bool:
     """Whether the JSON text is an array."""
-    return data[:1] == b"[" or (data[:1] in _WHITE and data.lstrip(_WHITE)[:1] == b"[")
+    return data[:1] != b"{" and (data[:1] == b"[" or (data[:1] in _WHITE and data.lstrip(_WHITE)[:1] == b"["))
 
 
 def _check_utf8(data: bytes | bytearray) -> None:
@@ -179,7 +179,7 @@ def _what_is_wrong(message: Message) -> str | None:
         return "it needs a method, or an id with either a result or an error"
     if message.id and not (message.error and bytes(message.id) == b"null"):
         try:
-            decode_id(message.id)
+            _id_decoder.decode(message.id)
         except msgspec.ValidationError:
             return '"id" must be a string or a number'
     return None

@@ -32,6 +32,7 @@ class Server:
         is_up, is_down: set when it has started, and when it has ended.
         connections: of clients, open now.
         cycles: requests that the application works on now.
+        lines: what header lines were made of, because most responses have the same.
         together: responses that go out at the end of a turn.
     """
 
@@ -41,6 +42,7 @@ class Server:
         self.connections: set[ServerConnection] = set()
         self.cycles: set[Cycle] = set()
         self.together = Together()
+        self.lines: dict[tuple[tuple[bytes, bytes], ...], bytes] = {}
         self._listening: asyncio.Server | None = None
         self._stopping, self._force = anyio.Event(), anyio.Event()
         self._empty = anyio.Event()

@@ -68,7 +68,8 @@ class ServerConnection(asyncio.Protocol):
         self._in_head = True
         self._head_bytes = 0
         self._between = True  # the parser has seen nothing of the next request
-        self._parsed = 0  # requests whose end the parser has seen
+        self._begun = 0  # requests of which the parser has seen the beginning
+        self._left = 0  # bytes of a body that the parser does not see
         self._known: dict[bytes, _Known] = {}
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
@@ -137,18 +138,21 @@ class ServerConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        between, parsed = self._between, self._parsed
+        if self._left:
+            self._take_body(data)
+            return
+        between, begun = self._between, self._begun
         if between:
             end = data.find(b"\r\n\r\n") + 4
             known = self._known.get(data[:end])
-            if known is not None and known.length == len(data) - end and not self._shut:
+            if known is not None and len(data) - end <= known.length and not self._shut:
                 self._repeated(known, data[end:])
                 return
         if self._in_head:
             self._head_bytes += len(data)
         try:
             self._feed(data)
-            if between and self._between and self._parsed == parsed + 1:
+            if between and self._begun == begun + 1:
                 self._remember(data)
         except httptools.HttpParserUpgrade as upgrade:
             head, self._replay = self._replay, b""
@@ -165,20 +169,37 @@ class ServerConnection(asyncio.Protocol):
             self._start(self._active)
 
     def _repeated(self, known: _Known, body: bytes) -> None:
-        """A whole request with a head that is known."""
+        """A request with a head that is known, and what has come of its body."""
         cycle = Cycle(self, known.scope.copy(), keep_alive=True, notes=known.notes)
-        cycle.take(body)
+        self._coming, self._left = cycle, known.length
         if self._active is None:
-            self._active = cycle
-            self._start(cycle)
+            self._active, self._starting = cycle, True
         else:
             self._queue.append(cycle)
             self._pause_reading()
+        self._take_body(body)
+
+    def _take_body(self, data: bytes) -> None:
+        """Part of a body whose length alone tells its end."""
+        cycle, left = self._coming, self._left
+        assert cycle is not None
+        if left and not cycle.ended:
+            cycle.feed(data[:left])
+        self._left = max(left - len(data), 0)
+        if not self._left:
+            self._coming = None
+            cycle.received = True
+            cycle.wake()
+        if self._starting:
+            self._starting = False
+            self._start(cycle)
+        if len(data) > left:
+            self.data_received(data[left:])
 
     def _remember(self, data: bytes) -> None:
-        """`data` was one request: keep what its head said, if its next body can be told by length alone."""
+        """One request has begun with `data`: keep what its head says, if length alone tells the end of its body."""
         cycle, end = self._last, data.find(b"\r\n\r\n") + 4
-        if cycle is None or end > KNOWN_BYTES or len(data) - end > BODY_AHEAD:
+        if cycle is None or not cycle.keep_alive or not 3 < end <= KNOWN_BYTES:
             return
         length = 0
         for name, value in self._headers:
@@ -186,7 +207,8 @@ class ServerConnection(asyncio.Protocol):
                 return
             if name == b"content-length":
                 length = int(value)
-        if length == len(data) - end and cycle.scope["http_version"] == "1.1":
+        plain = data.count(b"\n", 0, end) == data.count(b"\r\n", 0, end)
+        if plain and len(data) - end <= length <= BODY_AHEAD and cycle.scope["http_version"] == "1.1":
             if len(self._known) >= KNOWN_HEADS:
                 self._known.clear()
             scope = {name: value for name, value in cycle.scope.items() if name != "extensions"}
@@ -216,6 +238,7 @@ class ServerConnection(asyncio.Protocol):
         self._expects_continue = False
         self._in_head = True
         self._between = False
+        self._begun += 1
         self._last = None
 
     def on_url(self, url: bytes) -> None:
@@ -279,7 +302,6 @@ class ServerConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         cycle, self._coming = self._coming, None
-        self._parsed += 1
         if cycle is not None:
             cycle.received = True
             cycle.wake()

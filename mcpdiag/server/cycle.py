@@ -17,6 +17,8 @@ Notes = dict[str, Any]
 STATUS_LINE: Final = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
 }
+KNOWN_LINES: Final = 64  # sets of header lines that a server remembers
+KNOWN_BYTES: Final = 1024  # of such a set
 _NO_BODY: Final = frozenset({204, 304})  # RFC 9110, sections 15.3.5 and 15.4.5
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -101,11 +103,6 @@ class Cycle:
         self.unread += len(data)
         self.wake()
 
-    def take(self, body: bytes) -> None:
-        """The whole body, before the application is called."""
-        self._parts.append(body)
-        self.received = True
-
     def wake(self) -> None:
         """Something has changed that `receive` may wait for."""
         if self._news is not None:
@@ -116,8 +113,7 @@ class Cycle:
         if not self.received or self._given:
             return None
         self.expects_continue = False
-        body: bytes = self._request()["body"]
-        return body
+        return self._body()
 
     async def receive(self) -> Message:
         """The body as it comes, then `http.disconnect` once the client or the response is gone."""
@@ -126,17 +122,16 @@ class Cycle:
             self._connection.transport.write(_CONTINUE)
         while not self.disconnected and not self.ended:
             if self._parts or (self.received and not self._given):
-                return self._request()
+                return {"type": "http.request", "body": self._body(), "more_body": not self.received}
             self._connection.resume_reading()
             self._news = asyncio.Event()
             await self._news.wait()
         return {"type": "http.disconnect"}
 
-    def _request(self) -> Message:
+    def _body(self) -> bytes:
         parts, self._parts = self._parts, []
         self._given, self.unread = self.received, 0
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        return {"type": "http.request", "body": body, "more_body": not self.received}
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     # -- the response -------------------------------------------------------------------------------------
 
@@ -149,8 +144,7 @@ class Cycle:
         if self.disconnected:
             return
         bare = status in _NO_BODY
-        length = () if bare else ((b"content-length", b"%d" % len(body)),)
-        head = self._encode(status, (*headers, *length))
+        head = self._encode(status, headers, b"" if bare else b"content-length: %d\r\n" % len(body))
         silent = bare or self.scope["method"] == "HEAD"
         data = head if silent else head + body
         if self.keep_alive:
@@ -214,17 +208,27 @@ class Cycle:
                 self.keep_alive = False  # shorter than promised: the client must not wait for the rest
             self._connection.ended(self)
 
-    def _encode(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        lines = [STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status, self._connection.server.date()]
+    def _encode(self, status: int, headers: Iterable[tuple[bytes, bytes]], length: bytes = b"") -> bytes:
+        server, key = self._connection.server, tuple(headers)
+        lines = server.lines.get(key)
+        if lines is None:
+            lines = self._lines(key)
+            if self.keep_alive and len(lines) <= KNOWN_BYTES:
+                if len(server.lines) >= KNOWN_LINES:
+                    server.lines.clear()
+                server.lines[key] = lines
+        line = STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        return b"".join((line, server.date(), lines, length, end))
+
+    def _lines(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+        lines = []
         for name, value in headers:
             if name == b"connection" and b"close" in value.lower():
                 self.keep_alive = False
-                continue
-            lines.append(b"%b: %b\r\n" % (name, value))
-        if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        head = b"".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
+            else:
+                lines.append(b"%b: %b\r\n" % (name, value))
+        joined = b"".join(lines)
+        if joined.count(b"\n") != len(lines) or joined.count(b"\r") != len(lines):
             raise ValueError("a header of the response holds a line break")
-        return head
+        return joined

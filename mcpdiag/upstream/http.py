@@ -23,6 +23,9 @@ from mcpdiag.upstream.http_session import HttpSession
 from mcpdiag.upstream.http_stateless import StatelessHttpSession
 from mcpdiag.upstream.learned import Learned
 
+_JSON_BODY = (
+    b"content-type: application/json\r\naccept: application/json, text/event-stream\r\ncontent-length: %d\r\n"
+)
 STAGGERED = 1.0  # seconds: streams that are opened within it count as opened together
 
 
@@ -100,9 +103,6 @@ class HttpUpstream:
         if client.authorization and not self._sends_authorization:
             parts.append(b"authorization: %b\r\n" % client.authorization)
         if length is not None:
-            parts.append(
-                b"content-type: application/json\r\naccept: application/json, text/event-stream\r\n"
-                b"content-length: %d\r\n" % length
-            )
+            parts.append(_JSON_BODY % length)
         parts += [client.extra_headers, extra, b"\r\n"]
         return b"".join(parts)
