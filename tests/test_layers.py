@@ -31,7 +31,7 @@ CONFINED = {
     "httpx_sse": {"upstream"},
     "uvloop": {"serve", "bench.load"},
     "starlette": {"proxy.admin"},
-    "httptools": {"connection.http1", "server.connection", "bench.client"},
+    "httptools": {"connection.http1", "connection.http1_response", "server.connection", "bench.client"},
     "typer": {"cli"},
     "rich": {"cli"},
     "mcp": {"cli.demo"},

@@ -280,7 +280,7 @@ async def test_calls_in_flight_at_a_restart_end_in_a_typed_error_and_are_not_rep
 async def test_a_server_that_stays_away_is_told_as_such() -> None:
     async with (
         LegacyServer(COMMAND) as server,
-        proxied(sse(server.url), connect_timeout=0.5) as proxy,
+        proxied(sse(server.url), connect_timeout=2) as proxy,
         Client.session(proxy.url) as client,
     ):
         await server.stop()

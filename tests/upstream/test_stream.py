@@ -21,7 +21,8 @@ from anyio.lowlevel import checkpoint
 import mcpdiag.upstream.stream as streaming
 from mcpdiag.config import ReconnectPolicy
 from mcpdiag.connection.dial import Origin
-from mcpdiag.connection.http1 import Http1Connection, Response
+from mcpdiag.connection.http1 import Http1Connection
+from mcpdiag.connection.http1_response import Response
 from mcpdiag.errors import McpDiagError, UpstreamClosed, UpstreamProtocolError
 from mcpdiag.hooks import Event as HookEvent
 from mcpdiag.hooks import Happened
