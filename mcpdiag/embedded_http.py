@@ -7,6 +7,7 @@ beside their answers is dropped, and `remember` is of the connection.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -77,12 +78,13 @@ class _Answers(Server):
 
 
 async def serve() -> None:
-    """Serve until stdin ends."""
+    """Serve until stdin ends; where it is a file or /dev/null, which never tell, until a signal."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(Connection, "127.0.0.1", 0)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/mcp", flush=True)  # noqa: T201
     ended = asyncio.Event()
-    loop.add_reader(0, lambda: None if os.read(0, 4096) else ended.set())
+    with contextlib.suppress(PermissionError):
+        loop.add_reader(0, lambda: None if os.read(0, 4096) else ended.set())
     await ended.wait()
     loop.remove_reader(0)
     server.close()

@@ -28,7 +28,7 @@ READ_BYTES: Final = 64 * 1024
 # the answer need not be read at the same time; should it not, the slow way of larger bodies is taken.
 JOIN_BYTES: Final = 64 * 1024
 # Heads of answers that a connection keeps, and how long one may be.
-KNOWN_HEADS: Final = 8
+KNOWN_HEADS: Final = 4
 KNOWN_BYTES: Final = 2048
 _NO_BODY: Final = frozenset({204, 304})  # whatever their Content-Length says
 # A non-blocking socket has nothing for us at this moment; TLS says it in two more ways.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 KEEP_ALIVE: Final = 75.0  # seconds that a connection may be without a complete request head
 HEAD_BYTES: Final = 64 * 1024  # of a request line with its headers
 BODY_AHEAD: Final = 64 * 1024  # bytes of a body that are read before the application asks for them
-KNOWN_HEADS: Final = 8  # that a connection remembers
+KNOWN_HEADS: Final = 4  # that a connection remembers
 KNOWN_BYTES: Final = 4 * 1024  # of such a head
 _OFFER: Final = frozenset({b"connection", b"upgrade", b"http2-settings"})
 _UNLIKE: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
