@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import importlib
 import json
 import os
@@ -33,7 +32,7 @@ from wrk import HERE, Run, free_port, load, open_session, process, spread
 
 import mcpdiag
 from mcpdiag.hooks import ExchangeDone
-from mcpdiag.serve import run_loop
+from mcpdiag.serve import run_loop, spare_collector
 
 CONNECTIONS = 32
 RATIO_AT_LEAST = 0.95
@@ -52,8 +51,7 @@ def serve(way: str, url: str) -> None:
         upstream = {"url": url, "pool": {"max_connections": CONNECTIONS}} if url else STDIO
         async with mcpdiag.Proxy({"bench": upstream}, record=way == "on", port=0) as proxy:
             print(proxy.url, flush=True)
-            gc.collect()
-            gc.freeze()  # as `mcpdiag proxy` does
+            spare_collector()  # as `mcpdiag proxy` does
             stopped = asyncio.Event()
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
             await stopped.wait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import signal
 import sys
@@ -16,10 +15,9 @@ from mcpdiag.config import ProxyConfig
 from mcpdiag.config.load import load
 from mcpdiag.proxy.descriptors import claim
 from mcpdiag.proxy.stdio import StdioFront
-from mcpdiag.serve import Proxy, run_loop
+from mcpdiag.serve import Proxy, run_loop, spare_collector
 
 log = logging.getLogger("mcpdiag")
-YOUNG = 20_000  # objects between two looks of the garbage collector: what 32 calls have in flight comes and goes below it
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -128,10 +126,7 @@ def only(config: ProxyConfig, name: str) -> ProxyConfig:
 async def run(config: ProxyConfig, stdio: tuple[int, int] | None = None) -> None:
     """Serve until SIGINT or SIGTERM, or until the client over stdio has gone; a second signal forces."""
     async with Proxy(config, stdio=stdio) as proxy:
-        # What a start has made stays: without it a full collection holds up every call for 5 ms instead of 50.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
+        spare_collector()
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             _announce(config, proxy)  # not before: who waits for it may send a signal at once
             async with anyio.create_task_group() as tasks:

@@ -300,6 +300,34 @@ class Ledger(Generic[C]):
             self._move(slot, IDLE)
             self._settle(slot, now)
 
+    def retake(self, slot: Slot[C], now: float) -> bool:
+        """Lease a slot that comes off the return channel to a caller who asks just now, past the idle stack.
+
+        False where `returned` has to see to it: others wait or share, or the connection has to go.
+        """
+        connection = slot.connection
+        if (
+            slot.state is not RETURNING
+            or connection is None
+            or connection.capacity > 1
+            or self.waiters
+            or self.shutting
+            or now >= slot.expires_at
+            or not connection.healthy
+        ):
+            return False
+        slot.state = BUSY  # by way of IDLE
+        slot.exclusive = False
+        slot.inflight = 1
+        number, count = self._number, self.count
+        number[RETURNING] -= 1
+        number[BUSY] += 1
+        count.acquires_ready += 1
+        if slot.leased:
+            count.reuses += 1
+        slot.leased += 1
+        return True
+
     def overflowed(self, slot: Slot[C]) -> None:
         """The return channel was full or closed: the connection goes, its place comes back."""
         self.count.return_overflows += 1

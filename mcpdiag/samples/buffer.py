@@ -64,6 +64,8 @@ class Ring:
     Attributes:
         written: rows appended so far; also the number that the next one gets.
         names: the table of each category, which turns a text into the number that `append` takes.
+        pack, records, width, slots: what `append` does, for who writes many rows without a text in one go:
+            `pack(records, written % slots * width, *row)`, and then `written += 1`.
     """
 
     def __init__(self, columns: Mapping[str, Column], size: int, *, names: int = 10_000) -> None:
@@ -76,13 +78,13 @@ class Ring:
         }
         # One slot more than rows: the row being written takes the place of none that a reader may see. So one
         # look at `written` after a copy tells what of the copy is whole.
-        self._slots = size + 1
+        self.slots = size + 1
         record = Struct("<" + "".join(layout(columns).values()))
-        self._width = record.size
-        self._pack = record.pack_into
-        self._records = bytearray(self._width * self._slots)
+        self.width = record.size
+        self.pack = record.pack_into
+        self.records = bytearray(self.width * self.slots)
         self._texts = {
-            name: [""] * self._slots for name, column in columns.items() if column.dtype == "string"
+            name: [""] * self.slots for name, column in columns.items() if column.dtype == "string"
         }
 
     @property
@@ -95,8 +97,8 @@ class Ring:
 
         Only ever called from one thread at a time.
         """
-        slot = self.written % self._slots
-        self._pack(self._records, slot * self._width, *row)
+        slot = self.written % self.slots
+        self.pack(self.records, slot * self.width, *row)
         if self._texts:
             for texts in self._texts.values():
                 texts[slot] = text
@@ -109,12 +111,12 @@ class Ring:
         """
         stop = self.written
         start = min(max(since, stop - self.size, 0), stop)
-        first, last = start % self._slots, stop % self._slots
+        first, last = start % self.slots, stop % self.slots
         records = self._copy(first, last)
         texts = {name: _part(values, first, last) for name, values in self._texts.items()}
         whole = min(max(start, self.written - self.size), stop)
         if whole > start:  # the writer was faster than the copying
-            del records[: (whole - start) * self._width]
+            del records[: (whole - start) * self.width]
             for values in texts.values():
                 del values[: whole - start]
         # After the rows, so that it knows every number in them.
@@ -122,10 +124,10 @@ class Ring:
         return Rows(whole, stop, records, texts, lookups)
 
     def _copy(self, first: int, last: int) -> bytearray:
-        with memoryview(self._records) as view:
+        with memoryview(self.records) as view:
             if first <= last:
-                return bytearray(view[first * self._width : last * self._width])
-            return bytearray().join((view[first * self._width :], view[: last * self._width]))
+                return bytearray(view[first * self.width : last * self.width])
+            return bytearray().join((view[first * self.width :], view[: last * self.width]))
 
 
 def _part(values: list[str], first: int, last: int) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from msgspec.structs import astuple
 
 from mcpdiag.hooks import Event, ExchangeDone
 from mcpdiag.pool.stats import PoolStats
@@ -119,32 +120,24 @@ class Recorder(Samples):
             self._take_waiting()
 
     def _take_waiting(self) -> None:
+        # Everything in one function, all fields at once and no tuple between: half the time of `append` for each.
+        upstream, transport, method, target = self._upstream, self._transport, self._method, self._target
+        session, protocol, outcome = self._session, self._protocol, self._outcome
+        operation, ring, take = self._operation, self._requests, self._waiting.popleft
+        pack, records, width, slots, number = ring.pack, ring.records, ring.width, ring.slots, ring.written
         for _ in range(len(self._waiting)):
-            ts, event = self._waiting.popleft()
-            self._requests.append(
-                (
-                    ts,
-                    self._upstream[event.upstream],
-                    self._transport[event.transport],
-                    self._method[event.method],
-                    self._target[event.target],
-                    self._session[event.session],
-                    self._protocol[event.protocol],
-                    self._outcome[event.outcome],
-                    event.queue_ms,
-                    event.connect_ms,
-                    event.first_ms,
-                    event.total_ms,
-                    event.reused,
-                    event.attempts,
-                    event.messages,
-                    event.inflight,
-                    event.bytes_in,
-                    event.bytes_out,
-                    self._operation[event.operation],
-                    event.sent_ms,
-                )
-            )
+            ts, event = take()
+            (
+                up, via, name, of, client, revision, end, queue_ms, connect_ms, first_ms, total_ms, reused, attempts,
+                messages, inflight, bytes_in, bytes_out, joined, sent_ms, _trace,
+            ) = astuple(event)  # fmt: skip
+            pack(
+                records, number % slots * width, ts, upstream[up], transport[via], method[name], target[of],
+                session[client], protocol[revision], outcome[end], queue_ms, connect_ms, first_ms, total_ms, reused,
+                attempts, messages, inflight, bytes_in, bytes_out, operation[joined], sent_ms,
+            )  # fmt: skip
+            number += 1
+            ring.written = number  # after each: a reader may look at any time
 
     def pool_row(self, upstream: str, mode: str, era: str, stats: PoolStats) -> None:
         """Keep the numbers of a pool at this moment."""

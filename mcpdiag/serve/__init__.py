@@ -4,7 +4,7 @@
 which is what a notebook wants: a cell that computes would stop a server in the kernel's loop.
 """
 
-from mcpdiag.serve.background import BackgroundProxy, run_loop, serve
+from mcpdiag.serve.background import BackgroundProxy, run_loop, serve, spare_collector
 from mcpdiag.serve.proxy import Proxy
 
-__all__ = ["BackgroundProxy", "Proxy", "run_loop", "serve"]
+__all__ = ["BackgroundProxy", "Proxy", "run_loop", "serve", "spare_collector"]

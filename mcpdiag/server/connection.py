@@ -171,12 +171,12 @@ class ServerConnection(asyncio.Protocol):
     def _repeated(self, known: _Known, body: bytes) -> None:
         """A request with a head that is known, and what has come of its body."""
         cycle = Cycle(self, known.scope.copy(), keep_alive=True, notes=known.notes)
-        self._coming, self._left = cycle, known.length
         if self._active is None:
             self._active, self._starting = cycle, True
         else:
             self._queue.append(cycle)
             self._pause_reading()
+        self._coming, self._left = cycle, known.length
         self._take_body(body)
 
     def _take_body(self, data: bytes) -> None:
