@@ -232,7 +232,7 @@ def test_our_sockets_have_nodelay(run: Callable[..., object]) -> None:
 
 def test_the_hook_hears_of_each_exchange() -> None:
     hook = Recorder()
-    with mcpdiag.serve({"demo": COMMAND}, port=0, hook=hook, request_timeout=0.2) as proxy:
+    with mcpdiag.serve({"demo": COMMAND}, port=0, hook=hook, request_timeout=1.0) as proxy:
         client = RawClient(proxy.url).initialize()
         client.call("echo", text="hi")
         client.call("nothing")

@@ -146,7 +146,7 @@ def test_short_lived_processes_do_not_pile_up() -> None:
 def test_a_wedged_process_in_multiplex_mode_is_replaced() -> None:
     """It answered nobody while a call timed out: the next call gets a process that works."""
     with mcpdiag.serve(
-        {"demo": COMMAND}, port=0, pool_mode="multiplex", max_connections=1, request_timeout=0.3
+        {"demo": COMMAND}, port=0, pool_mode="multiplex", max_connections=1, request_timeout=1.0
     ) as proxy:
         client = RawClient(proxy.url).initialize()
         first = client.call("whoami"), client.call("whoami"), client.call("whoami")

@@ -10,7 +10,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from mcpdiag.connection.http1 import Http1Connection
-from mcpdiag.connection.together import Together, of_this_loop
+from mcpdiag.connection.together import TRY, Together, of_this_loop
 from mcpdiag.errors import UpstreamClosed
 from tests.connection.test_http1 import (
     BODY,
@@ -62,6 +62,27 @@ async def test_writes_go_out_in_the_next_turn_in_their_order() -> None:
     together.flush()
     together.flush()
     assert written == [b"a", b"b", b"c"]
+
+
+@pytest.mark.usefixtures("crowded")
+async def test_where_there_is_one_a_turn_it_goes_out_at_once_and_order_is_kept() -> None:
+    together, written, at_once = Together(), list[bytes](), list[bool]()
+    for number in range(20 * TRY):
+        together.add(written.append, b"%d" % number)
+        at_once.append(len(written) == number + 1)
+        together.flush()
+    assert written == [b"%d" % number for number in range(20 * TRY)]
+    assert not at_once[0]
+    assert sum(at_once[-TRY:]) == TRY - 1  # one of them looks whether there are more by now
+    for _ in range(100 * TRY):
+        written.clear()
+        for number in range(4):
+            together.add(written.append, b"%d" % number)
+        together.flush()
+        assert written == [b"0", b"1", b"2", b"3"]
+    together.add(written.append, b"late")
+    assert written[-1] == b"3"
+    together.flush()
 
 
 @pytest.mark.usefixtures("crowded")

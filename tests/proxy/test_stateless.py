@@ -325,7 +325,7 @@ async def test_a_call_in_flight_is_waited_for_when_the_proxy_closes(kind: str, t
 async def test_limits_are_those_of_any_exchange(kind: str, tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
     with upstream(kind, "--journal", str(journal.path)) as server:
-        async with proxied(server, request_timeout=0.5) as proxy, Modern.at(proxy.url) as client:
+        async with proxied(server, request_timeout=1.0) as proxy, Modern.at(proxy.url) as client:
             message = client.call("wait", mark="m")
             response = await client.send(message)
             error = error_of(response)

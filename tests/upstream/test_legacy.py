@@ -119,7 +119,7 @@ async def test_a_cancelled_call_is_cancelled_at_the_server() -> None:
 async def test_a_call_that_is_too_slow_times_out_and_the_session_stays() -> None:
     async with (
         LegacyServer(COMMAND) as server,
-        proxied(sse(server.url), request_timeout=0.3) as proxy,
+        proxied(sse(server.url), request_timeout=1.5) as proxy,
         Client.session(proxy.url) as client,
     ):
         answer = await client.call("sleep", seconds=60)
