@@ -72,6 +72,7 @@ class HttpSession:
         self._renewing = anyio.Lock()
         self._last_call = 0
         self._listening: _Listening | None = None
+        self._listens_as = b""  # the server's id that its listening stream was last opened with
         self._opening = anyio.Lock()
 
     # -- calls --------------------------------------------------------------------------------------------
@@ -315,7 +316,7 @@ class HttpSession:
         stream = self._event_stream("get", self._listen_again, renew=self._renew_for_stream)
         await anyio.sleep(stream.resume.stagger(self._upstream.opening()))
         for last_try in (False, True):
-            session_id = self._id
+            session_id = self._listens_as = self._id
             connection, response = await self._open(b"GET", session_id)
             if response.status == 200 and is_event_stream(response.header(b"content-type")):
                 self._listening = _Listening(stream, connection)
@@ -355,14 +356,16 @@ class HttpSession:
 
     @contextlib.asynccontextmanager
     async def _listen_again(self, last_id: bytes) -> AsyncIterator[HttpResponse]:
-        connection, response = await self._open(b"GET", self._id, last_id=last_id)
+        self._listens_as = self._id
+        connection, response = await self._open(b"GET", self._listens_as, last_id=last_id)
         async with holding(connection, response):
             if self._listening is not None:
                 self._listening.connection = connection
             yield response
 
     async def _renew_for_stream(self) -> None:
-        if not await self._renew(self._id, beside_stream=False):
+        # By the id that was refused: meanwhile a call may have made a new session, which is not to be lost.
+        if not await self._renew(self._listens_as, beside_stream=False):
             raise UpstreamClosed(
                 f"the server '{self._upstream.name}' speaks another revision than before",
                 data={"upstream": self._upstream.name},

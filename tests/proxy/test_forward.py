@@ -595,7 +595,7 @@ async def test_a_caller_that_does_not_read_its_stream_is_bounded() -> None:
 async def test_a_listener_that_does_not_read_its_stream_is_bounded() -> None:
     """What does not fit is counted as undelivered, the stream is ended, and what it held waits for the next one."""
     hook = Recorder()
-    async with through("stdio", hook=hook, timeouts={"response_timeout": 0.5}) as (proxy, client, _):
+    async with through("stdio", hook=hook, timeouts={"response_timeout": 3}) as (proxy, client, _):
         await client.say("echo", text="x")
         async with await raw_request(client, "GET"), anyio.create_task_group() as tasks:
             await until(lambda: open_streams(proxy) == 1)
