@@ -37,7 +37,7 @@ CONFINED = {
     "mcp": {"cli.demo"},
     "pandas": {"samples.frame", "samples.heap_frame", "notebook.history"},
     "numpy": {"samples.columns", "samples.plot"},
-    "pyarrow": {"samples.parts", "samples.wire", "samples.remote", "bench.raw", "bench.readings"},
+    "pyarrow": {"samples.parts", "samples.wire", "bench.raw", "bench.readings"},
     "psutil": {"samples.processes", "bench.vitals"},
     "matplotlib": {"samples.plot", "notebook.picture"},
     "IPython": {"notebook"},

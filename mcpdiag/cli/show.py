@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mcpdiag.errors import StartError
 from mcpdiag.samples.base import Samples
 from mcpdiag.samples.capture import load
 from mcpdiag.samples.remote import attach
@@ -51,7 +52,9 @@ def show(
             _heap(samples.frame("heap")),
             _events(samples.events),
         ]
-    except (FileNotFoundError, ValueError, ImportError) as error:
+    except ImportError as error:
+        raise StartError(str(error)) from None
+    except (FileNotFoundError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="SOURCE") from None
     console = Console()
     if not console.is_terminal:

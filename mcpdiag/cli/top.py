@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from mcpdiag.config.types import parse_duration
-from mcpdiag.errors import AttachError, ConfigError
+from mcpdiag.errors import AttachError, ConfigError, StartError
 
 if TYPE_CHECKING:
     from mcpdiag.cli.top_watch import Watch
@@ -57,7 +57,7 @@ def top(
             try:
                 watch.look()
             except ImportError as error:
-                raise typer.BadParameter(str(error), param_hint="URL") from None
+                raise StartError(str(error)) from None
             _show(watch, every_s, 0.0 if once else for_s, retry_s)
         except KeyboardInterrupt:
             # Without an end of its own that is how it ends.

@@ -22,15 +22,13 @@ from mcpdiag.connection.dial import Origin, dial, readable, say_goodbye, words
 from mcpdiag.connection.http1_response import Head, Reader, Response
 from mcpdiag.connection.together import of_this_loop
 from mcpdiag.errors import UpstreamClosed, UpstreamError, UpstreamProtocolError
+from mcpdiag.protocol.heads import END, NO_BODY, Heads
 
 READ_BYTES: Final = 64 * 1024
 # The head and a body up to this size go out in one call. An idle connection takes that much at once, so that
 # the answer need not be read at the same time; should it not, the slow way of larger bodies is taken.
 JOIN_BYTES: Final = 64 * 1024
-# Heads of answers that a connection keeps, and how long one may be.
-KNOWN_HEADS: Final = 4
-KNOWN_BYTES: Final = 2048
-_NO_BODY: Final = frozenset({204, 304})  # whatever their Content-Length says
+KNOWN_BYTES: Final = 2048  # of an answer's head that a connection keeps
 # A non-blocking socket has nothing for us at this moment; TLS says it in two more ways.
 _NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -80,7 +78,7 @@ class Http1Connection:
         self._opening = b""
         self._response = Response(self)
         self._reader = Reader(self._response)
-        self._heads: dict[bytes, Head] = {}
+        self._heads: Heads[Head] = Heads(KNOWN_BYTES)
         self._left_of_body = 0  # bytes that the parser does not see
 
     @classmethod
@@ -254,14 +252,14 @@ class Http1Connection:
             return
         if not self._received:
             self._opening = data[:60]
-            if (end := data.find(b"\r\n\r\n") + 4) > 3 and not reader.head_only:
-                known = self._heads.get(data[:end])
-                if known is not None and known.length >= len(data) - end:
-                    self._received = end
-                    response.status, response.headers, response.keep_alive = known.status, known.headers, True
-                    self._left_of_body = known.length
-                    self._take_body(data[end:])
-                    return
+            end = data.find(END) + len(END)
+            known = None if reader.head_only else self._heads.get(data[:end])
+            if known is not None and known.length >= len(data) - end:
+                self._received = end
+                response.status, response.headers, response.keep_alive = known.status, known.headers, True
+                self._left_of_body = known.length
+                self._take_body(data[end:])
+                return
         first = not self._received
         self._received += len(data)
         body_bytes = response._body_bytes
@@ -313,20 +311,15 @@ class Http1Connection:
 
     def _remember(self, data: bytes) -> None:
         """The next answer may have the same head, byte for byte: then nobody need parse it again."""
-        response, end = self._response, data.find(b"\r\n\r\n") + 4
+        response = self._response
         length = response._declared()
         if (
-            3 < end <= KNOWN_BYTES
-            and length is not None
-            and length >= len(data) - end
+            length is not None
             and data[9:12] == b"%d" % response.status  # and not the head of a 1xx before it
-            and response.status not in _NO_BODY
+            and response.status not in NO_BODY
             and response.header(b"transfer-encoding") is None
-            and data.count(b"\n", 0, end) == data.count(b"\r\n", 0, end)
         ):
-            if len(self._heads) >= KNOWN_HEADS:
-                self._heads.clear()
-            self._heads[data[:end]] = Head(response.status, response.headers, length)
+            self._heads.keep(data, length, Head(response.status, response.headers, length))
 
     def _end(self, what: str, error: OSError | None, *, lawful: bool) -> None:
         """The server sends no more: the end of the body if it may be, else an error that says what is missing."""

@@ -37,14 +37,6 @@ class ReturnChannel(Generic[T]):
         """The oldest item, or None."""
         return self._items.popleft() if self._items else None
 
-    def newest(self) -> T | None:
-        """The item that was put last, which stays; or None."""
-        return self._items[-1] if self._items else None
-
-    def drop_newest(self) -> None:
-        """Take out what `newest` has shown."""
-        self._items.pop()
-
     def close(self) -> None:
         """Refuse further items and let `wait` end. Idempotent."""
         self.closed = True

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import anyio
 
 from mcpdiag.config import PoolLimits
-from mcpdiag.connection.base import TRANSITIONS, Connection, ConnectionState, move
+from mcpdiag.connection.base import Connection, ConnectionState, move
 from mcpdiag.pool.stats import PoolStats
 from mcpdiag.pool.waiter import Waiter
 
@@ -300,34 +300,6 @@ class Ledger(Generic[C]):
             self._move(slot, IDLE)
             self._settle(slot, now)
 
-    def retake(self, slot: Slot[C], now: float) -> bool:
-        """Lease a slot that comes off the return channel to a caller who asks just now, past the idle stack.
-
-        False where `returned` has to see to it: others wait or share, or the connection has to go.
-        """
-        connection = slot.connection
-        if (
-            slot.state is not RETURNING
-            or connection is None
-            or connection.capacity > 1
-            or self.waiters
-            or self.shutting
-            or now >= slot.expires_at
-            or not connection.healthy
-        ):
-            return False
-        slot.state = BUSY  # by way of IDLE
-        slot.exclusive = False
-        slot.inflight = 1
-        number, count = self._number, self.count
-        number[RETURNING] -= 1
-        number[BUSY] += 1
-        count.acquires_ready += 1
-        if slot.leased:
-            count.reuses += 1
-        slot.leased += 1
-        return True
-
     def overflowed(self, slot: Slot[C]) -> None:
         """The return channel was full or closed: the connection goes, its place comes back."""
         self.count.return_overflows += 1
@@ -405,10 +377,10 @@ class Ledger(Generic[C]):
             self._shared.remove(slot)
 
     def _move(self, slot: Slot[C], new: ConnectionState) -> None:
-        old, number = slot.state, self._number
-        slot.state = new if new in TRANSITIONS[old] else move(old, new)  # which raises
-        number[old] -= 1
+        old = slot.state
+        slot.state = move(old, new)
+        self._number[old] -= 1
         if new is CLOSED:
             del self._slots[slot]
         else:
-            number[new] += 1
+            self._number[new] += 1

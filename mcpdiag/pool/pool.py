@@ -105,9 +105,7 @@ class Pool(Generic[C]):
         ledger = upkeep.ledger
         if ledger.shutting:
             raise ShuttingDown(f"the pool of '{self.name}' is closing")
-        slot = None if exclusive else upkeep.retake()
-        if slot is None:
-            slot = ledger.take(exclusive=exclusive)
+        slot = ledger.take(exclusive=exclusive)
         if slot is None:
             upkeep.drain(look=False)
             slot = ledger.take(exclusive=exclusive)

@@ -153,14 +153,6 @@ class Upkeep(Generic[C]):
         while (slot := self.returns.take()) is not None:
             self.ledger.returned(slot, now, look=look)
 
-    def retake(self) -> Slot[C] | None:
-        """The connection that was given back last, for a caller who asks just now; None if it is not as simple."""
-        slot = self.returns.newest()
-        if slot is None or not self.ledger.retake(slot, self.clock()):
-            return None
-        self.returns.drop_newest()
-        return slot
-
     def open_for(self, slot: Slot[C], waiter: Waiter[C]) -> None:
         """Open a connection into a reserved slot, on behalf of a waiter."""
         waiter.expect_open()

@@ -66,7 +66,9 @@ class Endpoint:
         reply = Reply(send, [], direct)
         try:
             if direct is not None and (passed := direct.notes.get("passed")) is not None:
-                await self._again(passed, scope, receive, reply)
+                # A POST whose head is that of one that passed every check which looks at nothing else.
+                again = self._request(passed[1], scope, receive, reply)
+                await self._message(passed[0], again, await again.body())
                 return
             headers: Headers = {key: value for key, value in scope["headers"] if key in _WANTED}
             method, path, origin = scope["method"], scope["path"], headers.get(b"origin", b"")
@@ -79,16 +81,7 @@ class Endpoint:
                     (b"access-control-expose-headers", b"mcp-session-id"),
                     (b"vary", b"origin"),
                 ]
-            request = Request(
-                headers,
-                path,
-                scope["query_string"],
-                receive,
-                reply,
-                self._guard,
-                self._clock,
-                scope["headers"],
-            )
+            request = self._request(headers, scope, receive, reply)
             upstream = self._by_path.get(path)
             if upstream is None:
                 await self._at_an_old_path(method, request)
@@ -105,12 +98,8 @@ class Endpoint:
         except McpDiagError as error:
             await refuse(error, reply)
 
-    async def _again(
-        self, passed: tuple[Upstream, Headers], scope: Scope, receive: Receive, reply: Reply
-    ) -> None:
-        """A POST whose head is that of one which passed every check that looks at nothing else."""
-        upstream, headers = passed
-        request = Request(
+    def _request(self, headers: Headers, scope: Scope, receive: Receive, reply: Reply) -> Request:
+        return Request(
             headers,
             scope["path"],
             scope["query_string"],
@@ -120,7 +109,6 @@ class Endpoint:
             self._clock,
             scope["headers"],
         )
-        await self._message(upstream, request, await request.body())
 
     async def _post(self, upstream: Upstream, request: Request) -> None:
         body = await request.json()

@@ -15,7 +15,7 @@ import anyio
 from mcpdiag.errors import AttachError
 from mcpdiag.samples.base import Samples
 from mcpdiag.samples.schema import SCHEMA, FrameName
-from mcpdiag.samples.wire import ARROW, NEXT, RUN
+from mcpdiag.samples.wire import ARROW, NEXT, RUN, read
 
 if TYPE_CHECKING:
     from mcpdiag.samples.frame import DataFrame
@@ -56,16 +56,13 @@ class Remote(Samples):
 
     def _fetch(self, name: FrameName, since: int) -> tuple[DataFrame, int, bool]:
         """Rows, the number of the next one, and whether the proxy was restarted since the last look."""
-        import pyarrow as pa
-
         from mcpdiag.samples.frame import conform
 
         body, headers = self._get(f"/frames/{name}?since={since}", ARROW)
         restarted = self._note(headers[RUN])
         if restarted and since:
             return (*self._fetch(name, 0)[:2], True)
-        table = pa.ipc.open_stream(body).read_all()
-        return conform(name, table.to_pandas()), int(headers[NEXT]), restarted
+        return conform(name, read(body)), int(headers[NEXT]), restarted
 
     def piece(self, name: FrameName, since: int) -> tuple[DataFrame, int, bool]:
         """Rows from number `since` on, the number of the next one, and whether the proxy was restarted since the last

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mcpdiag.samples.recorder import Recorder
 from mcpdiag.samples.schema import SCHEMA
+
+if TYPE_CHECKING:
+    from mcpdiag.samples.frame import DataFrame
 
 ARROW: Final = "application/vnd.apache.arrow.stream"
 NDJSON: Final = "application/x-ndjson"
@@ -35,8 +38,7 @@ def answer(recorder: Recorder, name: str, since: int, accept: str) -> tuple[byte
             orient="records", lines=True, date_format="iso", date_unit="ns"
         )
         return (body or "").encode(), NDJSON, headers
-    import pyarrow as pa
-
+    pa = _pyarrow()
     from mcpdiag.samples.parts import table
 
     sink = pa.BufferOutputStream()
@@ -44,6 +46,22 @@ def answer(recorder: Recorder, name: str, since: int, accept: str) -> tuple[byte
     with pa.ipc.new_stream(sink, found.schema) as stream:
         stream.write_table(found)
     return sink.getvalue().to_pybytes(), ARROW, headers
+
+
+def read(body: bytes) -> DataFrame:
+    """The frame of an Arrow `answer`, as pandas makes it. Raises ImportError, whose message says what to install."""
+    frame: DataFrame = _pyarrow().ipc.open_stream(body).read_all().to_pandas()
+    return frame
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise ImportError(
+            f"frames of a running proxy need {error.name}; pip install 'mcpdiag[notebook]'"
+        ) from None
+    return pyarrow
 
 
 def _overview(recorder: Recorder) -> bytes:

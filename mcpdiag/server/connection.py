@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 import httptools
 
+from mcpdiag.protocol.heads import END, Heads
 from mcpdiag.server.cycle import Cycle, Message, Notes
 
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 KEEP_ALIVE: Final = 75.0  # seconds that a connection may be without a complete request head
 HEAD_BYTES: Final = 64 * 1024  # of a request line with its headers
 BODY_AHEAD: Final = 64 * 1024  # bytes of a body that are read before the application asks for them
-KNOWN_HEADS: Final = 4  # that a connection remembers
-KNOWN_BYTES: Final = 4 * 1024  # of such a head
+KNOWN_BYTES: Final = 4 * 1024  # of a head that a connection keeps
 _OFFER: Final = frozenset({b"connection", b"upgrade", b"http2-settings"})
 _UNLIKE: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
 _REFUSAL: Final = b"HTTP/1.1 %d %b\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
@@ -70,7 +70,7 @@ class ServerConnection(asyncio.Protocol):
         self._between = True  # the parser has seen nothing of the next request
         self._begun = 0  # requests of which the parser has seen the beginning
         self._left = 0  # bytes of a body that the parser does not see
-        self._known: dict[bytes, _Known] = {}
+        self._known: Heads[_Known] = Heads(KNOWN_BYTES)
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._expects_continue = False
@@ -143,7 +143,7 @@ class ServerConnection(asyncio.Protocol):
             return
         between, begun = self._between, self._begun
         if between:
-            end = data.find(b"\r\n\r\n") + 4
+            end = data.find(END) + len(END)
             known = self._known.get(data[:end])
             if known is not None and len(data) - end <= known.length and not self._shut:
                 self._repeated(known, data[end:])
@@ -198,8 +198,8 @@ class ServerConnection(asyncio.Protocol):
 
     def _remember(self, data: bytes) -> None:
         """One request has begun with `data`: keep what its head says, if length alone tells the end of its body."""
-        cycle, end = self._last, data.find(b"\r\n\r\n") + 4
-        if cycle is None or not cycle.keep_alive or not 3 < end <= KNOWN_BYTES:
+        cycle = self._last
+        if cycle is None or not cycle.keep_alive or cycle.scope["http_version"] != "1.1":
             return
         length = 0
         for name, value in self._headers:
@@ -207,12 +207,9 @@ class ServerConnection(asyncio.Protocol):
                 return
             if name == b"content-length":
                 length = int(value)
-        plain = data.count(b"\n", 0, end) == data.count(b"\r\n", 0, end)
-        if plain and len(data) - end <= length <= BODY_AHEAD and cycle.scope["http_version"] == "1.1":
-            if len(self._known) >= KNOWN_HEADS:
-                self._known.clear()
+        if length <= BODY_AHEAD:
             scope = {name: value for name, value in cycle.scope.items() if name != "extensions"}
-            self._known[data[:end]] = _Known(scope, length, cycle.notes)
+            self._known.keep(data, length, _Known(scope, length, cycle.notes))
 
     def _renew(self) -> None:
         self._parser = httptools.HttpRequestParser(self)

@@ -8,6 +8,8 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from mcpdiag.protocol.heads import NO_BODY
+
 if TYPE_CHECKING:
     from mcpdiag.server.connection import ServerConnection
 
@@ -19,7 +21,6 @@ STATUS_LINE: Final = {
 }
 KNOWN_LINES: Final = 64  # sets of header lines that a server remembers
 KNOWN_BYTES: Final = 1024  # of such a set
-_NO_BODY: Final = frozenset({204, 304})  # RFC 9110, sections 15.3.5 and 15.4.5
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -84,7 +85,7 @@ class Cycle:
             log.exception("the application failed at %s", self.scope["path"])
         finally:
             connection.server.cycles.discard(self)
-            del self.scope["extensions"]  # it refers to this object: nothing is left to the garbage collector
+            self.scope.pop("extensions", None)  # it has this object: nothing is left to the garbage collector
             if not self.ended and not self.disconnected:
                 self._give_up()
 
@@ -143,7 +144,7 @@ class Cycle:
         self.started = self.ended = True
         if self.disconnected:
             return
-        bare = status in _NO_BODY
+        bare = status in NO_BODY
         head = self._encode(status, headers, b"" if bare else b"content-length: %d\r\n" % len(body))
         silent = bare or self.scope["method"] == "HEAD"
         data = head if silent else head + body
@@ -171,7 +172,7 @@ class Cycle:
         self.started = True
         headers = [*headers]
         names = {name: value for name, value in headers if name in (b"content-length", b"transfer-encoding")}
-        if status not in _NO_BODY and self.scope["method"] != "HEAD":
+        if status not in NO_BODY and self.scope["method"] != "HEAD":
             if (length := names.get(b"content-length")) is not None:
                 self._left = int(length)
             elif b"transfer-encoding" not in names and self.scope["http_version"] != "1.0":

@@ -66,3 +66,17 @@ def test_a_wrong_source_is_one_line(source: str, code: int, words: str) -> None:
     assert done.returncode == code
     assert words in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["show", "top"])
+def test_what_is_not_installed_is_named_with_what_to_install(verb: str) -> None:
+    """The proxy has it; whoever looks at it has not."""
+    with mcpdiag.serve({"demo": COMMAND}, port=0, admin_port=0) as proxy:
+        code = (
+            "import sys; sys.modules['pyarrow'] = None; from mcpdiag.cli import main; "
+            f"sys.argv = ['mcpdiag', {verb!r}, {proxy.admin_url!r}]; main()"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == "mcpdiag: frames of a running proxy need pyarrow; pip install 'mcpdiag[notebook]'\n"

@@ -7,8 +7,8 @@ import random
 import anyio
 import pytest
 
-from mcpdiag.connection.http1 import KNOWN_HEADS
 from mcpdiag.errors import UpstreamClosed
+from mcpdiag.protocol.heads import KNOWN_HEADS
 from tests.connection.test_http1 import (
     GET,
     HEAD,

@@ -31,13 +31,13 @@ __all__ = ["anyio_backend"]  # the fixture
 
 
 @pytest.fixture
-def crowded(anyio_backend: tuple[str, object]) -> None:
+def not_trio(anyio_backend: tuple[str, object]) -> None:
     if anyio_backend[0] == "trio":
         pytest.skip("there each request goes out at once")
 
 
-async def alone(connection: Http1Connection) -> Together:
-    """As if somebody else had a request under way, so that those of `connection` wait for the end of the turn."""
+def with_somebody_else() -> Together:
+    """As if somebody else had a request under way, so that the next ones wait for the end of the turn."""
     together = of_this_loop()
     assert together is not None
     together.users += 1
@@ -49,7 +49,7 @@ async def test_on_trio_there_is_none(anyio_backend: tuple[str, object]) -> None:
     assert of_this_loop() is of_this_loop()
 
 
-@pytest.mark.usefixtures("crowded")
+@pytest.mark.usefixtures("not_trio")
 async def test_writes_go_out_in_the_next_turn_in_their_order() -> None:
     together, written = Together(), list[bytes]()
     together.add(written.append, b"a")
@@ -64,7 +64,7 @@ async def test_writes_go_out_in_the_next_turn_in_their_order() -> None:
     assert written == [b"a", b"b", b"c"]
 
 
-@pytest.mark.usefixtures("crowded")
+@pytest.mark.usefixtures("not_trio")
 async def test_where_there_is_one_a_turn_it_goes_out_at_once_and_order_is_kept() -> None:
     together, written, at_once = Together(), list[bytes](), list[bool]()
     for number in range(20 * TRY):
@@ -85,7 +85,7 @@ async def test_where_there_is_one_a_turn_it_goes_out_at_once_and_order_is_kept()
     together.flush()
 
 
-@pytest.mark.usefixtures("crowded")
+@pytest.mark.usefixtures("not_trio")
 async def test_many_at_once_are_all_answered() -> None:
     async def handler(peer: Peer) -> None:
         while True:
@@ -110,7 +110,7 @@ async def test_many_at_once_are_all_answered() -> None:
             await connection.aclose(force=True)
 
 
-@pytest.mark.usefixtures("crowded")
+@pytest.mark.usefixtures("not_trio")
 async def test_a_server_that_leaves_before_it_was_asked_has_not_been_asked() -> None:
     """So the call may be made again on another connection, whatever it does. (asyncio's own loop looks too late.)"""
     if type(asyncio.get_running_loop()).__module__.startswith("asyncio"):
@@ -126,7 +126,7 @@ async def test_a_server_that_leaves_before_it_was_asked_has_not_been_asked() -> 
 
     async with connected(handler) as connection:
         assert await exchange(connection) == (200, b"{}")
-        together, errors = await alone(connection), list[UpstreamClosed]()
+        together, errors = with_somebody_else(), list[UpstreamClosed]()
 
         async def ask() -> None:
             with pytest.raises(UpstreamClosed) as caught:
@@ -146,7 +146,7 @@ async def test_a_server_that_leaves_before_it_was_asked_has_not_been_asked() -> 
     assert bytes(seen) == HEAD + BODY
 
 
-@pytest.mark.usefixtures("crowded")
+@pytest.mark.usefixtures("not_trio")
 async def test_a_connection_that_was_closed_in_the_same_turn_sends_nothing() -> None:
     seen = bytearray()
 
@@ -155,7 +155,7 @@ async def test_a_connection_that_was_closed_in_the_same_turn_sends_nothing() -> 
             seen.extend(await peer.receive())
 
     async with connected(handler) as connection:
-        together, errors = await alone(connection), list[UpstreamClosed]()
+        together, errors = with_somebody_else(), list[UpstreamClosed]()
 
         async def ask() -> None:
             with pytest.raises(UpstreamClosed, match="the proxy closed it") as caught:
@@ -170,10 +170,10 @@ async def test_a_connection_that_was_closed_in_the_same_turn_sends_nothing() -> 
     assert not seen
 
 
-@pytest.mark.usefixtures("crowded")
+@pytest.mark.usefixtures("not_trio")
 async def test_what_the_socket_does_not_take_is_sent_while_the_answer_is_read() -> None:
     async with connected(answering(OK, then=stay)) as connection:
-        together = await alone(connection)
+        together = with_somebody_else()
         send = connection._socket_send
         connection._socket_send = lambda data: send(data[:7])
         assert await exchange(connection) == (200, b"{}")
@@ -181,10 +181,10 @@ async def test_what_the_socket_does_not_take_is_sent_while_the_answer_is_read() 
         assert connection.healthy
 
 
-@pytest.mark.usefixtures("crowded")
+@pytest.mark.usefixtures("not_trio")
 async def test_a_socket_that_is_broken_has_taken_nothing() -> None:
     async with connected(answering(OK, then=stay)) as connection:
-        together = await alone(connection)
+        together = with_somebody_else()
 
         def broken(data: bytes | memoryview) -> int:
             raise BrokenPipeError(32, "Broken pipe")

@@ -9,6 +9,7 @@ import anyio
 import httpx
 import pytest
 
+from mcpdiag.upstream.http_session import HttpSession
 from tests.proxy.client import UVLOOP, Client, Json, Recorder, on_both_loops, proxied, text_of, until
 from tests.servers import marked
 from tests.servers.flaky import Drop, FlakyServer, Refusal
@@ -230,6 +231,37 @@ async def test_a_session_that_the_server_has_forgotten_is_made_again() -> None:
         assert replayed == ["test://a", "test://c"]
         assert len(hook.happened("recover")) == 1
         assert proxy.stats()["sessions"] == 1
+
+
+async def test_a_stream_that_is_refused_late_leaves_the_session_that_a_call_has_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It had asked under the old id before the call, and is refused after it: one new session is enough."""
+    asking, called = anyio.Event(), anyio.Event()
+    async with (
+        FlakyServer() as server,
+        proxied({"url": server.url, "reconnect": QUICK}) as proxy,
+        Client.session(proxy.url) as client,
+        client.listen() as stream,
+    ):
+        await until(lambda: server.streams)
+        real = HttpSession._open
+
+        async def late(session: HttpSession, method: bytes, *args: Any, **options: Any) -> Any:
+            if method == b"GET":
+                asking.set()
+                await called.wait()
+            return await real(session, method, *args, **options)
+
+        monkeypatch.setattr(HttpSession, "_open", late)
+        server.forget_sessions()
+        await asking.wait()
+        assert await client.say("echo", text="x") == "x"
+        called.set()
+        await until(lambda: server.streams, "the stream is there again")
+        server.push("after")
+        await until(lambda: stream.messages)
+        assert len(server.posted("initialize")) == 2
 
 
 async def test_many_calls_at_once_make_one_new_session() -> None:

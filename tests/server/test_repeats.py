@@ -10,6 +10,7 @@ import anyio
 import pytest
 from anyio.abc import SocketStream
 
+from mcpdiag.protocol.heads import KNOWN_HEADS
 from mcpdiag.server import connection
 from tests.server.test_server import HOST, OK, anyio_backend, serving, to_the_end, whole_body
 
@@ -155,7 +156,7 @@ async def test_a_connection_remembers_few_and_short_heads(monkeypatch: pytest.Mo
         for number in range(50):
             await client.send(post(b"", b"/%d" % number))
             await answers(client, 1)
-        assert 0 < len(made[0]._known) <= connection.KNOWN_HEADS
+        assert 0 < len(made[0]._known) <= KNOWN_HEADS
         before = {*made[0]._known}
         await client.send(post(b"", extra=b"x-a: %b\r\n" % (b"y" * connection.KNOWN_BYTES)))
         await answers(client, 1)
