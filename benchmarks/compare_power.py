@@ -1,8 +1,9 @@
 """Does `mcpdiag bench compare` find a server that is 10 % slower, and nothing where nothing has changed?
 
-    python benchmarks/compare_power.py [--against-itself 20] [--slowed 5] [--slowdown 0.10] [--service-ms 5] [--check]
+    python benchmarks/compare_power.py [--against-itself 20] [--slowed 5] [--slowdown 0.10] [--service-ms 5] [--waiting] [--check]
 
-A stdio server computes for some milliseconds a call; its copy computes 10 % more steps. Real `mcpdiag bench run`s follow
+A stdio server computes for some milliseconds a call, or waits, as one does that asks another server; its copy takes 10 %
+more. Where a neighbour slows the processor down now and then, only the waiting one can be told apart. Real `mcpdiag bench run`s follow
 each other; `compare` judges every run against the next one of the same server, and against its neighbour of the copy.
 `--check` exits 1 if a copy is not called slower, or if more than 1 in 20 of the others are called different.
 About 10 s a run.
@@ -41,7 +42,7 @@ def timed(steps: int) -> float:
     return time.perf_counter() - began
 
 
-def bench(steps: int, folder: Path, options: argparse.Namespace) -> Result:
+def bench(amount: str, folder: Path, options: argparse.Namespace) -> Result:
     """One run from the command line, as a user makes it."""
     command = [sys.executable, "-m", "mcpdiag", "bench", "run", "--quiet", "--output", str(folder)]
     command += [
@@ -52,7 +53,7 @@ def bench(steps: int, folder: Path, options: argparse.Namespace) -> Result:
         "--seconds",
         str(options.seconds),
     ]
-    command += ["--max-connections", "1", "--", sys.executable, str(SERVER), str(steps)]
+    command += ["--max-connections", "1", "--", sys.executable, str(SERVER), amount]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return read(folder)
 
@@ -81,13 +82,19 @@ def main() -> None:
     parser.add_argument("--slowed", type=int, default=5, help="comparisons with the slowed copy")
     parser.add_argument("--slowdown", type=float, default=0.10)
     parser.add_argument("--service-ms", type=float, default=5.0)
+    parser.add_argument("--waiting", action="store_true", help="the server waits instead of computing")
     parser.add_argument("--clients", default="8")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.4)
     parser.add_argument("--keep", type=Path, help="a folder for the results; default: they are thrown away")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    steps = steps_of(options.service_ms)
+    factor = 1 + options.slowdown
+    if options.waiting:
+        amount, more = f"{options.service_ms:g}ms", f"{options.service_ms * factor:g}ms"
+    else:
+        steps = steps_of(options.service_ms)
+        amount, more = str(steps), str(round(steps * factor))
     runs = max(options.against_itself + 1, options.slowed)
     every = max(1, runs // max(1, options.slowed))
     alarms = found_slower = compared = 0
@@ -97,7 +104,7 @@ def main() -> None:
         root = options.keep or Path(name)
         before: Result | None = None
         for number in range(runs):
-            base = bench(steps, root / f"{number:02}-base", options)
+            base = bench(amount, root / f"{number:02}-base", options)
             if before is not None and number <= options.against_itself:
                 found = compare(before, base)
                 alarms += bool(found.significant)
@@ -107,7 +114,7 @@ def main() -> None:
             before = base
             if compared < options.slowed and number % every == 0:
                 compared += 1
-                copy = bench(round(steps * (1 + options.slowdown)), root / f"{number:02}-slowed", options)
+                copy = bench(more, root / f"{number:02}-slowed", options)
                 found = compare(base, copy)
                 found_slower += slower(found)
                 lost = max(lost, found.base_lost, found.new_lost)

@@ -1,8 +1,12 @@
-"""A stdio server whose calls cost processor time: `computing.py STEPS`; for compare_power.py. One call at a time."""
+"""A stdio server whose calls cost processor time, or only time, one call at a time; for compare_power.py.
+
+python computing.py STEPS | python computing.py MILLISECONDSms
+"""
 
 import os
 import re
 import sys
+import time
 
 ID = re.compile(rb'"id": ?(\d+)')
 RESULT = b'{"content":[{"type":"text","text":"hello"}]}'
@@ -19,9 +23,16 @@ def compute(steps: int) -> int:
     return total
 
 
-def answer(line: bytes, steps: int) -> bytes:
+def work(amount: str) -> None:
+    if amount.endswith("ms"):
+        time.sleep(float(amount[:-2]) / 1e3)
+    else:
+        compute(int(amount))
+
+
+def answer(line: bytes, amount: str) -> bytes:
     if b'"tools/call"' in line:
-        compute(steps)
+        work(amount)
         # The text comes back, so that mcpdiag can tell whose answer it is.
         text = re.search(rb'"text": ?("[^"\\]*")', line)
         return RESULT.replace(b'"hello"', text[1]) if text else RESULT
@@ -31,13 +42,13 @@ def answer(line: bytes, steps: int) -> bytes:
 
 
 def main() -> None:
-    steps = int(sys.argv[1])
+    amount = sys.argv[1]
     rest = b""
     while data := os.read(0, 1 << 18):
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
             if found := ID.search(line):
-                os.write(1, b'{"jsonrpc":"2.0","id":%b,"result":%b}\n' % (found[1], answer(line, steps)))
+                os.write(1, b'{"jsonrpc":"2.0","id":%b,"result":%b}\n' % (found[1], answer(line, amount)))
 
 
 if __name__ == "__main__":

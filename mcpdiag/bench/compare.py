@@ -11,13 +11,14 @@ import msgspec
 
 from mcpdiag.bench.doubt import TAIL, explained, lost_to_others
 from mcpdiag.bench.result import Cell, Result
-from mcpdiag.bench.significance import ALPHA, least_p, p_values
+from mcpdiag.bench.significance import ALPHA, least_p, p_values, repetitions_to_see
 from mcpdiag.bench.statistics import LEAST, Estimate, ratio
 from mcpdiag.config.mistakes import close_to, found
 from mcpdiag.errors import ConfigError
 
 LOWER_IS_BETTER: Final = {"p50": "p50_ms", "p95": "p95_ms", "rss": "rss_bytes"}
 METRICS: Final = {"throughput": "throughput_rps", **LOWER_IS_BETTER}
+CHANGE: Final = 0.1  # of which a comparison that finds nothing says what it takes to see it
 _LIKE: Final = ("era", "pool_mode", "max_connections", "warmup_s")
 
 
@@ -50,6 +51,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     new_failed: int = 0
     base_lost: float = 0.0  # how many processors others kept busy, on the mean; 0 where nobody knows
     new_lost: float = 0.0
+    needed: int = 0  # repetitions on each side that would show a change of 10 % in speed
 
     @property
     def significant(self) -> list[Difference]:
@@ -123,6 +125,7 @@ def compare(base: Result, new: Result, *, force: bool = False, seed: int = 1) ->
         _difference(*row, span, max(ps), seed)
         for row, span, ps in zip(rows, spans, zip(*chances, strict=True), strict=True)
     )
+    speeds = [(a, b) for _, metric, a, b in rows if metric != "rss"]
     failed = [sum(cell.failed for cell in side) for side in zip(*pairs, strict=True)]
     return Comparison(
         differences=differences,
@@ -132,6 +135,7 @@ def compare(base: Result, new: Result, *, force: bool = False, seed: int = 1) ->
         new_failed=failed[1],
         base_lost=lost[0],
         new_lost=lost[1],
+        needed=repetitions_to_see(CHANGE, speeds) if speeds else 0,
     )
 
 
@@ -246,9 +250,15 @@ def _significance(comparison: Comparison) -> list[str]:
             )
         ]
     if not significant:
-        return [
+        said = [
             f"Not significant: no difference beyond noise in {len(comparison.differences)} comparisons ({count})."
         ]
+        if comparison.needed > min(comparison.base_repetitions, comparison.new_repetitions):
+            said.append(
+                f"The repetitions differ so much from each other that a change of {CHANGE:.0%} would show with "
+                f"--repeat {comparison.needed} or more, on both sides."
+            )
+        return said
     said = []
     for verdict in ("worse", "better"):
         those = [each for each in significant if each.verdict == verdict]

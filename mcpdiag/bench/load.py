@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import os
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -159,8 +160,10 @@ def serve() -> None:
             Path(job.output).write_bytes(columns.encode(run_loop(generate(job.spec))))
         except (SessionError, OSError) as failure:
             error = str(failure)
-        sys.stdout.buffer.write(msgspec.json.encode(Done(error)) + b"\n")
-        sys.stdout.buffer.flush()
+        try:
+            os.write(sys.stdout.fileno(), msgspec.json.encode(Done(error)) + b"\n")
+        except BrokenPipeError:  # whoever asked has been killed
+            return
 
 
 def main() -> None:

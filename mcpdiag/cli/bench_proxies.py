@@ -17,6 +17,7 @@ from mcpdiag import embedded, embedded_http
 from mcpdiag.bench.generator import stop
 from mcpdiag.bench.matrix import PoolKey
 from mcpdiag.connection.child import inherited
+from mcpdiag.connection.reaper import Reaper
 from mcpdiag.errors import StartError
 
 STOP_S = 8.0
@@ -105,20 +106,26 @@ def _proxy_command(config: Path) -> list[str]:
 
 @contextmanager
 def running(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """A process in a session of its own, so that Ctrl-C reaches only us; MCPDIAG_* would overrule what we measure."""
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=inherited(), start_new_session=True
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
+    """A process in a session of its own, so that Ctrl-C reaches only us; MCPDIAG_* would overrule what we measure.
+
+    Should we be killed, it is killed too.
+    """
+    with Reaper() as reaper:
+        environment = {**inherited(), **reaper.environment()}
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        )
+        reaper.watch(process.pid)
         try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        # The drain thread ends with the pipe.
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            # The drain thread ends with the pipe.
 
 
 def _ready(process: subprocess.Popen[str]) -> ProxyProcess:

@@ -17,20 +17,16 @@ from typing import IO
 
 import anyio
 
-from mcpdiag.connection.reaper import COOKIE, kill_group
+from mcpdiag.connection.reaper import kill_group
 
 
 def inherited() -> dict[str, str]:
     """The environment that a process of ours gets: our own without our settings, of which one is a token.
 
     They would not be meant for it either: a server may be an mcpdiag with settings of its own. The reaper's cookie of
-    whoever started us stays, so that it finds what we leave.
+    whoever started us is no setting and stays, so that it finds what we leave.
     """
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name == COOKIE or not name.upper().startswith("MCPDIAG_")
-    }
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith("MCPDIAG_")}
 
 
 class Pipe:

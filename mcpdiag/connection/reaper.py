@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 
-COOKIE = "MCPDIAG_REAPER"
+COOKIE = "_MCPDIAG_REAPER"  # the prefix of settings is MCPDIAG_, and a server may be an mcpdiag itself
 GOODBYE = b"."
 CLOSE_TIMEOUT = 5.0
 ROUNDS = 30

@@ -31,9 +31,9 @@ def machine(name: str = "linux-x86_64-2cpu-abcdef") -> Environment:
     )
 
 
-def repetition(chance: random.Random, base_ms: float, slowdown: float) -> Repetition:
+def repetition(chance: random.Random, base_ms: float, slowdown: float, noise: float = NOISE) -> Repetition:
     def near(value: float) -> float:
-        return value * chance.lognormvariate(0, NOISE)
+        return value * chance.lognormvariate(0, noise)
 
     p50 = near(base_ms * slowdown)
     summary = Summary(
@@ -52,7 +52,12 @@ def repetition(chance: random.Random, base_ms: float, slowdown: float) -> Repeti
 
 
 def result(
-    seed: int, *, slowdown: float = 1.0, repeat: int = 5, clients: tuple[int, ...] = (1, 8, 32)
+    seed: int,
+    *,
+    slowdown: float = 1.0,
+    repeat: int = 5,
+    clients: tuple[int, ...] = (1, 8, 32),
+    noise: float = NOISE,
 ) -> Result:
     """A result of the embedded matrix; reuse gives about 50 times."""
     chance = random.Random(seed)
@@ -62,7 +67,8 @@ def result(
             reuse=reuse,
             clients=count,
             repetitions=tuple(
-                repetition(chance, count * (50 if reuse == "off" else 1), slowdown) for _ in range(repeat)
+                repetition(chance, count * (50 if reuse == "off" else 1), slowdown, noise)
+                for _ in range(repeat)
             ),
         )
         for transport in ("stdio", "http")

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mcpdiag.bench.result import read, write
@@ -189,6 +190,37 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, number: signal.Signals) 
     assert not result.complete
     assert 1 <= len(result.cells[0].repetitions) < 1000
     assert own_processes() == before
+
+
+def test_nothing_is_left_running_when_it_is_killed(tmp_path: Path) -> None:
+    """The proxies, their servers and the load generator go with it, however it goes."""
+    before = own_processes()
+    args = ["--transports", "stdio", "--clients", "1", "--seconds", "60", "--output", "out"]
+    process = subprocess.Popen(
+        [*MCPDIAG, "bench", *args], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path
+    )
+    try:
+        end = time.monotonic() + 40
+        while len(left := _descendants_under_load(process.pid)) == 0:
+            assert time.monotonic() < end, "no proxy has started a server"
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        _, err = process.communicate()
+    _, alive = psutil.wait_procs(left, timeout=10)
+    assert (alive, err) == ([], b"")
+    assert own_processes() == before
+
+
+def _descendants_under_load(pid: int) -> list[psutil.Process]:
+    """All processes below, once two proxies run and one of them has started its server; before that, none."""
+    found = psutil.Process(pid).children(recursive=True)
+    try:
+        lines = [each.cmdline() for each in found]
+    except psutil.NoSuchProcess:  # one of them has just ended
+        return []
+    proxies = sum(line[1:4] == ["-m", "mcpdiag", "proxy"] for line in lines)
+    return found if proxies == 2 and [*COMMAND] in lines else []
 
 
 def _measured(folder: Path) -> bool:

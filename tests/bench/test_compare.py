@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from mcpdiag.bench.compare import compare, parse_limits, regressions, sentences, unlike
 from mcpdiag.bench.matrix import nothing
 from mcpdiag.bench.result import Cell
-from mcpdiag.bench.significance import ALPHA, least_p, p_values
+from mcpdiag.bench.significance import ALPHA, least_p, p_values, repetitions_to_see
 from mcpdiag.bench.spec import Call
 from mcpdiag.bench.statistics import estimate, interval, paired_ratio, ratio, tails
 from mcpdiag.errors import ConfigError
@@ -73,6 +73,16 @@ def test_too_few_repetitions_are_no_evidence() -> None:
     assert least_p(5, 5) <= ALPHA < least_p(4, 4)
     with pytest.raises(ConfigError, match="at least 3"):
         regressions(compare(made.result(1, repeat=2), made.result(2, repeat=2)), LIMITS)
+
+
+def test_where_the_noise_hides_a_change_it_says_how_many_repetitions_would_show_it() -> None:
+    loud = compare(made.result(1, noise=0.2), made.result(2, noise=0.2))
+    assert loud.significant == []
+    assert loud.needed > 20
+    assert f"--repeat {loud.needed} or more" in sentences(loud)[1]
+    quiet = compare(made.result(1), made.result(2))
+    assert quiet.needed <= 5
+    assert len(sentences(quiet)) == 1
 
 
 def test_unlike_results_are_refused_unless_forced() -> None:
@@ -190,6 +200,19 @@ def test_many_comparisons_do_not_make_chance_a_finding() -> None:
         ]
         alarms += min(p_values(noise)) <= ALPHA
     assert alarms <= 1
+
+
+def test_as_many_repetitions_as_it_names_show_the_change_in_most_tries() -> None:
+    """Six comparisons that move together, as those of one server do; the formula asks for 8 of 10."""
+    chance = random.Random(11)
+
+    def side(count: int, factor: float) -> list[float]:
+        return [factor * chance.lognormvariate(0, 0.1) for _ in range(count)]
+
+    needed = repetitions_to_see(0.1, [(side(200, 1.0), side(200, 1.0))] * 6)
+    assert 35 < needed < 55
+    seen = sum(min(p_values([(side(needed, 1.0), side(needed, 1.1))] * 6)) <= ALPHA for _ in range(20))
+    assert seen >= 14
 
 
 def test_more_repetitions_than_can_be_tried_in_all_ways_are_drawn() -> None:

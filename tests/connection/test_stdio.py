@@ -21,7 +21,7 @@ from anyio.lowlevel import checkpoint
 
 from mcpdiag.connection import child, stdio
 from mcpdiag.connection.base import Connection
-from mcpdiag.connection.reaper import Reaper
+from mcpdiag.connection.reaper import COOKIE, Reaper
 from mcpdiag.connection.stdio import StdioConnection
 from mcpdiag.errors import ConnectError, UpstreamClosed
 from mcpdiag.protocol.message import Message
@@ -183,7 +183,7 @@ async def test_the_child_gets_the_environment_of_the_proxy_and_what_is_added(
     assert variables["TEST_C"] == "=ä"
     assert variables["MCPDIAG_PORT"] == "2"  # asked for
     assert "MCPDIAG_TOKEN" not in variables
-    assert variables["MCPDIAG_REAPER"] == reaper.cookie
+    assert variables[COOKIE] == reaper.cookie
 
 
 async def test_the_program_is_looked_for_on_the_path_that_the_child_gets(tmp_path: Path) -> None:

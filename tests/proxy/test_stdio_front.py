@@ -284,6 +284,19 @@ def test_a_signal_ends_it_with_all_it_started(start: Start, number: signal.Signa
         assert not [child for child in children if child.is_running()]
 
 
+def test_a_proxy_may_be_the_server_of_a_proxy_and_none_is_left_if_the_first_is_killed() -> None:
+    """As where a gateway runs many servers and one of them is wrapped itself."""
+    with started("--", *MCPDIAG, "proxy", "--stdio", *EMBEDDED) as client:
+        client.initialize()
+        server = psutil.Process(int(client.say("whoami")))
+        left = psutil.Process(client.process.pid).children(recursive=True)
+        assert server in left
+        client.process.kill()
+        client.process.wait()
+        _, alive = psutil.wait_procs(left, LIMIT)
+        assert alive == []
+
+
 def test_a_server_that_never_gets_ready_does_not_keep_it_after_the_end() -> None:
     with started("--", *command("hangs"), MCPDIAG_DRAIN_TIMEOUT="100ms") as client:
         client.write(hasty())
