@@ -1,12 +1,13 @@
 """Does `mcpdiag bench compare` find a server that is 10 % slower, and nothing where nothing has changed?
 
-    python benchmarks/compare_power.py [--against-itself 20] [--slowed 5] [--slowdown 0.10] [--service-ms 5] [--waiting] [--check]
+    python benchmarks/compare_power.py [--against-itself 20] [--slowed 5] [--slowdown 0.10] [--service-ms 5] [--waiting]
+                                       [--check]
 
-A stdio server computes for some milliseconds a call, or waits, as one does that asks another server; its copy takes 10 %
-more. Where a neighbour slows the processor down now and then, only the waiting one can be told apart. Real `mcpdiag bench run`s follow
-each other; `compare` judges every run against the next one of the same server, and against its neighbour of the copy.
+A stdio server computes for some milliseconds a call or, as one does that asks another server, waits; its copy takes
+10 % more. Real `mcpdiag bench run`s follow each other; `compare` judges every run against the next one of the same
+server, and against its neighbour of the copy.
 `--check` exits 1 if a copy is not called slower, or if more than 1 in 20 of the others are called different.
-About 10 s a run.
+About 27 s a run.
 """
 
 from __future__ import annotations

@@ -11,14 +11,16 @@ import msgspec
 
 from mcpdiag.bench.doubt import TAIL, explained, lost_to_others
 from mcpdiag.bench.result import Cell, Result
-from mcpdiag.bench.significance import ALPHA, least_p, p_values, repetitions_to_see
+from mcpdiag.bench.significance import ALPHA, least_change, least_p, p_values
 from mcpdiag.bench.statistics import LEAST, Estimate, ratio
 from mcpdiag.config.mistakes import close_to, found
 from mcpdiag.errors import ConfigError
 
 LOWER_IS_BETTER: Final = {"p50": "p50_ms", "p95": "p95_ms", "rss": "rss_bytes"}
 METRICS: Final = {"throughput": "throughput_rps", **LOWER_IS_BETTER}
-CHANGE: Final = 0.1  # of which a comparison that finds nothing says what it takes to see it
+HIDDEN: Final = (
+    0.1  # a comparison that finds nothing says so if it could not have found a change of this size
+)
 _LIKE: Final = ("era", "pool_mode", "max_connections", "warmup_s")
 
 
@@ -51,7 +53,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     new_failed: int = 0
     base_lost: float = 0.0  # how many processors others kept busy, on the mean; 0 where nobody knows
     new_lost: float = 0.0
-    needed: int = 0  # repetitions on each side that would show a change of 10 % in speed
+    least: float = 0.0  # the change in speed that would have been found in 8 of 10 tries
 
     @property
     def significant(self) -> list[Difference]:
@@ -135,7 +137,7 @@ def compare(base: Result, new: Result, *, force: bool = False, seed: int = 1) ->
         new_failed=failed[1],
         base_lost=lost[0],
         new_lost=lost[1],
-        needed=repetitions_to_see(CHANGE, speeds) if speeds else 0,
+        least=round(least_change(speeds), 3) if speeds else 0.0,
     )
 
 
@@ -253,10 +255,10 @@ def _significance(comparison: Comparison) -> list[str]:
         said = [
             f"Not significant: no difference beyond noise in {len(comparison.differences)} comparisons ({count})."
         ]
-        if comparison.needed > min(comparison.base_repetitions, comparison.new_repetitions):
+        if comparison.least > HIDDEN:
             said.append(
-                f"The repetitions differ so much from each other that a change of {CHANGE:.0%} would show with "
-                f"--repeat {comparison.needed} or more, on both sides."
+                f"The repetitions differ so much from each other that only a change of about {comparison.least:.0%} or "
+                "more would show; measure both again on a quiet machine."
             )
         return said
     said = []

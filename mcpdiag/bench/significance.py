@@ -51,18 +51,18 @@ def least_p(base: int, new: int) -> float:
     return (2 if base == new else 1) / math.comb(base + new, base)
 
 
-def repetitions_to_see(change: float, samples: Sequence[Sample]) -> int:
-    """How many repetitions on each side show a difference of `change` (0.1: a tenth) in 8 of 10 tries.
+def least_change(samples: Sequence[Sample]) -> float:
+    """The change (0.1: a tenth) that would have been found in 8 of 10 tries; smaller ones are hidden by the noise.
 
     By the textbook's formula for two means, from the spread of the logarithms within base and new, with Bonferroni's
-    correction for all comparisons; that of the comparison which needs the fewest, because one is enough.
+    correction for all comparisons; that of the quietest comparison, because one is enough.
     """
     normal = NormalDist()
     reach = normal.inv_cdf(1 - ALPHA / (2 * len(samples)))
-    needed = 2 * ((reach + normal.inv_cdf(POWER)) / math.log1p(change)) ** 2 * min(map(_spread, samples))
-    return math.ceil(
-        needed + reach**2 / 4
-    )  # the second term: the spread is itself estimated (Guenther, 1981)
+    base, new = (len(side) for side in samples[0])
+    # Less a quarter of the reach squared: the spread is itself estimated (Guenther, 1981).
+    count = max(2 / (1 / base + 1 / new) - reach**2 / 4, 1.0)
+    return math.expm1((reach + normal.inv_cdf(POWER)) * math.sqrt(2 * min(map(_spread, samples)) / count))
 
 
 def _spread(sample: Sample) -> float:
