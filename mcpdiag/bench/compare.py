@@ -18,9 +18,7 @@ from mcpdiag.errors import ConfigError
 
 LOWER_IS_BETTER: Final = {"p50": "p50_ms", "p95": "p95_ms", "rss": "rss_bytes"}
 METRICS: Final = {"throughput": "throughput_rps", **LOWER_IS_BETTER}
-HIDDEN: Final = (
-    0.1  # a comparison that finds nothing says so if it could not have found a change of this size
-)
+HIDDEN: Final = 0.1  # a change of this size that would not have been found is worth a sentence
 _LIKE: Final = ("era", "pool_mode", "max_connections", "warmup_s")
 
 

@@ -10,7 +10,9 @@ import argparse
 import asyncio
 import gc
 import os
+import select
 import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -153,6 +155,7 @@ def run_loop(work: Coroutine[Any, Any, T]) -> T:
 
 def serve() -> None:
     """One run for each `Job` on stdin, until that ends; a line with its error, if any, on stdout."""
+    threading.Thread(target=_end_with_caller, daemon=True).start()
     for line in sys.stdin.buffer:
         job = msgspec.json.decode(line, type=Job)
         error = ""
@@ -164,6 +167,15 @@ def serve() -> None:
             os.write(sys.stdout.fileno(), msgspec.json.encode(Done(error)) + b"\n")
         except BrokenPipeError:  # whoever asked has been killed
             return
+
+
+def _end_with_caller() -> None:
+    """End once nobody holds the other end of stdin, amid a run too: whoever would read its result has been killed."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sys.stdin.fileno(), 0)  # for its end alone, which needs no asking; jobs are for `serve`
+        poll.poll()
+        os._exit(0)
 
 
 def main() -> None:

@@ -24,7 +24,8 @@ from mcpdiag.bench.session import SessionError
 from mcpdiag.bench.spec import LoadSpec
 from mcpdiag.bench.workload import Workload, choose
 from mcpdiag.cli.bench_proxies import Proxies, Target
-from mcpdiag.cli.bench_store import Outcome, Tell, claim, forget, public, terminated_is_interrupted
+from mcpdiag.cli.bench_store import Outcome, Tell, claim, forget, public
+from mcpdiag.cli.terminated import terminated_is_interrupted
 from mcpdiag.errors import StartError
 
 PLOT = "breaking.png"

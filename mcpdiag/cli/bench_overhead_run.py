@@ -19,7 +19,8 @@ from mcpdiag.bench.spec import LoadSpec
 from mcpdiag.bench.workload import Workload, choose
 from mcpdiag.cli.bench_proxies import Target
 from mcpdiag.cli.bench_sides import Sides
-from mcpdiag.cli.bench_store import Outcome, Tell, claim, forget, public, terminated_is_interrupted
+from mcpdiag.cli.bench_store import Outcome, Tell, claim, forget, public
+from mcpdiag.cli.terminated import terminated_is_interrupted
 from mcpdiag.errors import StartError
 
 

@@ -16,7 +16,8 @@ from mcpdiag.bench.result import Config, Result
 from mcpdiag.bench.spec import Call, LoadSpec
 from mcpdiag.bench.workload import Workload, choose
 from mcpdiag.cli.bench_proxies import Proxies, Target
-from mcpdiag.cli.bench_store import Outcome, Tell, claim, forget, public, terminated_is_interrupted
+from mcpdiag.cli.bench_store import Outcome, Tell, claim, forget, public
+from mcpdiag.cli.terminated import terminated_is_interrupted
 from mcpdiag.errors import StartError
 
 

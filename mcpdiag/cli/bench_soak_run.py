@@ -19,7 +19,8 @@ from mcpdiag.bench.soaked import Soaked
 from mcpdiag.bench.spec import LoadSpec
 from mcpdiag.bench.workload import Workload, choose
 from mcpdiag.cli.bench_soak_servers import Front, Loaded, loaded
-from mcpdiag.cli.bench_store import Tell, claim, public, terminated_is_interrupted
+from mcpdiag.cli.bench_store import Tell, claim, public
+from mcpdiag.cli.terminated import terminated_is_interrupted
 from mcpdiag.errors import StartError
 
 

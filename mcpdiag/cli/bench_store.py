@@ -1,10 +1,9 @@
-"""What the measuring verbs of `mcpdiag bench` have in common: a folder for the result, and an interruption that keeps it."""
+"""What the measuring verbs of `mcpdiag bench` have in common: what came of a run, and a folder for it."""
 
 from __future__ import annotations
 
 import contextlib
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,13 +56,3 @@ def forget(folder: Path, raw: RawFile) -> None:
     raw.path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-@contextlib.contextmanager
-def terminated_is_interrupted() -> Iterator[None]:
-    """SIGTERM keeps what was measured too, and leaves no proxy behind."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.live import Live
 
+from mcpdiag.cli.terminated import terminated_is_interrupted
 from mcpdiag.config.types import parse_duration
 from mcpdiag.errors import AttachError, ConfigError, StartError
 
@@ -51,7 +50,7 @@ def top(
         raise ConfigError(problems)
     from mcpdiag.cli.top_watch import Watch
 
-    with _terminated_is_interrupted():
+    with terminated_is_interrupted():
         try:
             watch = Watch(url, token, window=window_s)
             try:
@@ -120,13 +119,3 @@ def _seconds(problems: list[str], option: str, text: str, *, least: float, most:
     if not least <= seconds <= most:
         problems.append(f"{option}: found {text[:40]!r}; allowed: {allowed}, such as 500ms, 5s or 1m")
     return seconds
-
-
-@contextmanager
-def _terminated_is_interrupted() -> Iterator[None]:
-    """SIGTERM gives the terminal back as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

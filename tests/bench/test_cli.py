@@ -212,6 +212,25 @@ def test_nothing_is_left_running_when_it_is_killed(tmp_path: Path) -> None:
     assert own_processes() == before
 
 
+def test_a_load_that_is_killed_loads_no_longer(tmp_path: Path) -> None:
+    """A server at a URL lives on, so that the generator would see no reason to end."""
+    with Double() as server:
+        args = ["load", "--url", server.url, "--seconds", "60"]
+        process = subprocess.Popen([*MCPDIAG, "bench", *args], stdout=subprocess.DEVNULL, cwd=tmp_path)
+        try:
+            end = time.monotonic() + 40
+            while len(server.requests) < 100:
+                assert time.monotonic() < end, "no load has come"
+                time.sleep(0.1)
+            left = psutil.Process(process.pid).children(recursive=True)
+            assert any("mcpdiag.bench.load" in each.cmdline() for each in left)
+        finally:
+            process.kill()
+            process.wait()
+        _, alive = psutil.wait_procs(left, timeout=10)
+        assert alive == []
+
+
 def _descendants_under_load(pid: int) -> list[psutil.Process]:
     """All processes below, once two proxies run and one of them has started its server; before that, none."""
     found = psutil.Process(pid).children(recursive=True)
