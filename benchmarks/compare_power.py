@@ -1,13 +1,13 @@
-"""Does `mcpdiag bench compare` find a server that is 10 % slower, and nothing where nothing has changed?
+"""Does `compare` say slower of a server that is 10 % slower, and nothing where nothing has changed?
 
     python benchmarks/compare_power.py [--against-itself 20] [--slowed 5] [--slowdown 0.10] [--service-ms 5] [--waiting]
-                                       [--check]
+                                       [--apart] [--check] [-- OPTIONS OF BENCH]
 
 A stdio server computes for some milliseconds a call or, as one does that asks another server, waits; its copy takes
-10 % more. Real `mcpdiag bench run`s follow each other; `compare` judges every run against the next one of the same
-server, and against its neighbour of the copy.
+10 % more. Each comparison is a `mcpdiag bench duet`, half a minute. With `--apart` real `mcpdiag bench run`s follow
+each other and `compare` judges every run against the next one of the same server, and against its neighbour of the
+copy: what is lost where base and new are not measured in one run.
 `--check` exits 1 if a copy is not called slower, or if more than 1 in 20 of the others are called different.
-About 27 s a run.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from computing import compute
 
-from mcpdiag.bench.compare import Comparison, change, compare
-from mcpdiag.bench.doubt import TAIL
+from mcpdiag.bench.compare import Comparison, change, compare, sides
 from mcpdiag.bench.result import Result, read
 
 ALARMS = 0.05  # of the comparisons of a server with itself
@@ -43,34 +43,63 @@ def timed(steps: int) -> float:
     return time.perf_counter() - began
 
 
-def bench(amount: str, folder: Path, options: argparse.Namespace) -> Result:
-    """One run from the command line, as a user makes it."""
-    command = [sys.executable, "-m", "mcpdiag", "bench", "run", "--quiet", "--output", str(folder)]
-    command += [
-        "--clients",
-        options.clients,
-        "--repeat",
-        str(options.repeat),
-        "--seconds",
-        str(options.seconds),
-    ]
-    command += ["--max-connections", "1", "--", sys.executable, str(SERVER), amount]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return read(folder)
+class Bench:
+    """`mcpdiag bench` from the command line, as a user has it."""
+
+    def __init__(self, root: Path, more: list[str]) -> None:
+        self._root, self._more, self._number = root, more, 0
+
+    def result(self, verb: str, amount: str, *options: str) -> Result:
+        self._number += 1
+        folder = self._root / f"{self._number:02}-{verb}"
+        command = [sys.executable, "-m", "mcpdiag", "bench", verb, "--quiet", "--output", str(folder)]
+        command += [*options, *self._more, "--", sys.executable, str(SERVER), amount]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return read(folder)
+
+    def duet(self, base: str, new: str) -> Comparison:
+        return sides(self.result("duet", new, "--base", f"{sys.executable} {SERVER} {base}"))
+
+    def run(self, amount: str) -> Result:
+        return self.result("run", amount, "--clients", "8", "--max-connections", "1")
+
+
+def duets(bench: Bench, amount: str, more: str, itself: int, slowed: int) -> Iterator[tuple[str, Comparison]]:
+    every = max(1, max(itself, slowed) // max(1, slowed))
+    for number in range(max(itself, slowed)):
+        if number < itself:
+            yield "itself", bench.duet(amount, amount)
+        if number % every == 0 and number // every < slowed:
+            yield "slowed", bench.duet(amount, more)
+
+
+def runs(bench: Bench, amount: str, more: str, itself: int, slowed: int) -> Iterator[tuple[str, Comparison]]:
+    every = max(1, max(itself, slowed) // max(1, slowed))
+    before = bench.run(amount)
+    for number in range(max(itself, slowed)):
+        base = bench.run(amount)
+        if number < itself:
+            yield "itself", compare(before, base)
+        if number % every == 0 and number // every < slowed:
+            yield "slowed", compare(base, bench.run(more))
+        before = base
 
 
 def slower(found: Comparison) -> bool:
     """Whether the comparison says so of a cell whose time is the server's, and calls nothing of it faster."""
-    those = [each for each in found.significant if each.metric in SLOWER and each.cell.endswith("reuse on")]
+    those = [each for each in found.significant if of_the_server(each.metric, each.cell)]
     return bool(those) and all(each.verdict == "worse" for each in those)
 
 
+def of_the_server(metric: str, cell: str) -> bool:
+    return metric in SLOWER and not cell.endswith("reuse off")
+
+
 def told(found: Comparison) -> str:
-    cells = [each for each in found.differences if each.metric in SLOWER and each.cell.endswith("reuse on")]
+    cells = [each for each in found.differences if of_the_server(each.metric, each.cell)]
     shown = "; ".join(f"{each.metric} {change(each.ratio)} p={each.p:.3f}" for each in cells)
-    lost = f"; others had {found.base_lost:.2f} and {found.new_lost:.2f} processors"
     others = [f"{each.metric} of {each.cell}" for each in found.significant if each not in cells]
-    return shown + lost + (f"; also significant: {', '.join(others)}" if others else "")
+    return shown + (f"; also significant: {', '.join(others)}" if others else "")
 
 
 def main() -> None:
@@ -84,11 +113,9 @@ def main() -> None:
     parser.add_argument("--slowdown", type=float, default=0.10)
     parser.add_argument("--service-ms", type=float, default=5.0)
     parser.add_argument("--waiting", action="store_true", help="the server waits instead of computing")
-    parser.add_argument("--clients", default="8")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.4)
-    parser.add_argument("--keep", type=Path, help="a folder for the results; default: they are thrown away")
+    parser.add_argument("--apart", action="store_true", help="runs one after the other instead of duets")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("options", nargs="*", help="after --: of `mcpdiag bench duet` or `bench run`")
     options = parser.parse_args()
     factor = 1 + options.slowdown
     if options.waiting:
@@ -96,42 +123,26 @@ def main() -> None:
     else:
         steps = steps_of(options.service_ms)
         amount, more = str(steps), str(round(steps * factor))
-    runs = max(options.against_itself + 1, options.slowed)
-    every = max(1, runs // max(1, options.slowed))
-    alarms = found_slower = compared = 0
-    lost = 0.0
+    seen = {"itself": [0, 0], "slowed": [0, 0]}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        root = options.keep or Path(name)
-        before: Result | None = None
-        for number in range(runs):
-            base = bench(amount, root / f"{number:02}-base", options)
-            if before is not None and number <= options.against_itself:
-                found = compare(before, base)
-                alarms += bool(found.significant)
-                print(
-                    f"itself {number:2}: {'SIGNIFICANT' if found.significant else 'not significant'}: {told(found)}"
-                )
-            before = base
-            if compared < options.slowed and number % every == 0:
-                compared += 1
-                copy = bench(more, root / f"{number:02}-slowed", options)
-                found = compare(base, copy)
-                found_slower += slower(found)
-                lost = max(lost, found.base_lost, found.new_lost)
-                print(
-                    f"slowed {compared:2}: {'slower' if slower(found) else 'NOT SAID TO BE SLOWER'}: {told(found)}"
-                )
-            sys.stdout.flush()
-    allowed = int(ALARMS * options.against_itself)
-    print(f"{options.slowdown:.0%} slower: found in {found_slower} of {compared}")
-    print(f"against itself: significant in {alarms} of {options.against_itself}, allowed are {allowed}")
-    print(f"took {time.monotonic() - began:.0f} s; {options.service_ms:g} ms a call, {options.repeat} rounds")
-    if lost > TAIL:
-        print(
-            f"other programs had up to {lost:.2f} processors: here a slower copy cannot be found, so be quiet first"
-        )
-    if options.check and (found_slower < compared or alarms > allowed):
+        bench = Bench(Path(name), options.options)
+        comparisons = runs if options.apart else duets
+        for kind, found in comparisons(bench, amount, more, options.against_itself, options.slowed):
+            said = slower(found) if kind == "slowed" else bool(found.significant)
+            seen[kind][0] += said
+            seen[kind][1] += 1
+            words = {
+                "itself": ("not significant", "SIGNIFICANT"),
+                "slowed": ("NOT SAID TO BE SLOWER", "slower"),
+            }
+            print(f"{kind} {seen[kind][1]:2}: {words[kind][said]}: {told(found)}", flush=True)
+    (alarms, itself), (found_slower, slowed) = seen["itself"], seen["slowed"]
+    allowed = int(ALARMS * itself)
+    print(f"{options.slowdown:.0%} slower: found in {found_slower} of {slowed}")
+    print(f"against itself: significant in {alarms} of {itself}, allowed are {allowed}")
+    print(f"took {time.monotonic() - began:.0f} s; {options.service_ms:g} ms a call")
+    if options.check and (found_slower < slowed or alarms > allowed):
         sys.exit(1)
 
 

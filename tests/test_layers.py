@@ -29,7 +29,7 @@ FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floo
 CONFINED = {
     "httpx": {"upstream"},
     "httpx_sse": {"upstream"},
-    "uvloop": {"serve", "bench.load"},
+    "uvloop": {"serve", "bench.generate"},
     "starlette": {"proxy.admin"},
     "httptools": {"connection.http1", "connection.http1_response", "server.connection", "bench.client"},
     "typer": {"cli"},

@@ -11,13 +11,14 @@ import msgspec
 
 from mcpdiag.bench.doubt import TAIL, explained, lost_to_others
 from mcpdiag.bench.result import Cell, Result
-from mcpdiag.bench.significance import ALPHA, least_change, least_p, p_values
-from mcpdiag.bench.statistics import LEAST, Estimate, ratio
+from mcpdiag.bench.significance import ALPHA, least_change, least_p, p_values, paired_p_values
+from mcpdiag.bench.statistics import LEAST, Estimate, paired_ratio, ratio
 from mcpdiag.config.mistakes import close_to, found
 from mcpdiag.errors import ConfigError
 
 LOWER_IS_BETTER: Final = {"p50": "p50_ms", "p95": "p95_ms", "rss": "rss_bytes"}
 METRICS: Final = {"throughput": "throughput_rps", **LOWER_IS_BETTER}
+HEADINGS: Final = ("cell", "metric", "base", "new", "change (95 % interval)", "")
 HIDDEN: Final = 0.1  # a change of this size that would not have been found is worth a sentence
 _LIKE: Final = ("era", "pool_mode", "max_connections", "warmup_s")
 
@@ -52,6 +53,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     base_lost: float = 0.0  # how many processors others kept busy, on the mean; 0 where nobody knows
     new_lost: float = 0.0
     least: float = 0.0  # the change in speed that would have been found in 8 of 10 tries
+    paired: bool = False  # the sides of a duet
 
     @property
     def significant(self) -> list[Difference]:
@@ -60,7 +62,11 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def can_tell(self) -> bool:
         """Whether so few repetitions can show a difference at all."""
-        return least_p(self.base_repetitions, self.new_repetitions) <= ALPHA
+        return self.least_p <= ALPHA
+
+    @property
+    def least_p(self) -> float:
+        return least_p(self.base_repetitions, self.new_repetitions, paired=self.paired)
 
 
 def unlike(base: Result, new: Result) -> list[str]:
@@ -137,6 +143,52 @@ def compare(base: Result, new: Result, *, force: bool = False, seed: int = 1) ->
         new_lost=lost[1],
         least=round(least_change(speeds), 3) if speeds else 0.0,
     )
+
+
+def sides(result: Result, *, seed: int = 1) -> Comparison:
+    """The two sides of a duet: base and new of each round beside each other.
+
+    Raises:
+        ConfigError: it is none, or has less than two rounds.
+    """
+    if result.duet is None:
+        raise ConfigError(["refused to compare: found one result; give a second one, or one of `bench duet`"])
+    by_side = [[cell for cell in result.cells if cell.way == way] for way in ("base", "new")]
+    pairs = list(zip(*by_side, strict=True))
+    rounds = min((len(cell.repetitions) for cell in result.cells), default=0)
+    if rounds < 2:
+        raise ConfigError([f"refused to compare: found {rounds} rounds; allowed: at least two"])
+    rows = [
+        (base, metric, base.values(field)[:rounds], new.values(field)[:rounds])
+        for base, new in pairs
+        for metric, field in METRICS.items()
+        if metric != "rss" and _has(metric, base.values(field), new.values(field))
+    ]
+    chances = paired_p_values([(a, b) for _, _, a, b in rows], seed=seed)
+    differences = []
+    for (cell, metric, a, b), p in zip(rows, chances, strict=True):
+        found = paired_ratio(b, a, seed=seed)
+        if found is not None:
+            name = f"{cell.transport} x{cell.clients}"
+            differences.append(
+                Difference(cell=name, metric=metric, base=median(a), new=median(b), ratio=found, p=p)
+            )
+    return Comparison(
+        differences=tuple(differences),
+        base_repetitions=rounds,
+        new_repetitions=rounds,
+        base_failed=sum(base.failed for base, _ in pairs),
+        new_failed=sum(new.failed for _, new in pairs),
+        paired=True,
+    )
+
+
+def rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """A row a difference, below `HEADINGS`."""
+    return [
+        (d.cell, d.metric, f"{d.base:,.4g}", f"{d.new:,.4g}", change(d.ratio), d.verdict)
+        for d in comparison.differences
+    ]
 
 
 def _has(metric: str, base: list[float], new: list[float]) -> bool:
@@ -241,14 +293,24 @@ def sentences(comparison: Comparison) -> list[str]:
 
 def _significance(comparison: Comparison) -> list[str]:
     significant = comparison.significant
-    count = f"{comparison.base_repetitions} and {comparison.new_repetitions} repetitions"
+    paired = comparison.paired
+    count = f"{comparison.base_repetitions} " + (
+        "rounds" if paired else f"and {comparison.new_repetitions} repetitions"
+    )
     if not comparison.can_tell:
         return [
             (
-                f"Not significant: {count} cannot show a difference (the least p is "
-                f"{least_p(comparison.base_repetitions, comparison.new_repetitions):.2f}); run with --repeat 5 or more."
+                f"Not significant: {count} cannot show a difference (the least p is {comparison.least_p:.2f}); "
+                f"run with --repeat {8 if paired else 5} or more."
             )
         ]
+    if significant and paired:
+        how = {each.verdict for each in significant}
+        word = "different" if len(how) > 1 else "slower" if how == {"worse"} else "faster"
+        shown = ", ".join(
+            f"{each.metric} {change(each.ratio)}" for each in significant if each.cell == significant[0].cell
+        )
+        return [f"New is {word} than base over {significant[0].cell}: {shown}; {count}."]
     if not significant:
         said = [
             f"Not significant: no difference beyond noise in {len(comparison.differences)} comparisons ({count})."

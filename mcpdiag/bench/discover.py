@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from mcpdiag.bench.client import HttpSession
-from mcpdiag.bench.load import run_loop
+from mcpdiag.bench.generate import run_loop
 from mcpdiag.bench.session import Session, SessionError
 from mcpdiag.bench.spec import Call, LoadSpec
 from mcpdiag.bench.stdio import StdioSession

@@ -16,7 +16,7 @@ from mcpdiag.bench import columns
 from mcpdiag.bench.columns import Measurement
 from mcpdiag.bench.load import Done, Job
 from mcpdiag.bench.session import SessionError
-from mcpdiag.bench.spec import LoadSpec
+from mcpdiag.bench.spec import DuetSpec, LoadSpec
 
 STOP_S = 3.0
 
@@ -46,20 +46,37 @@ class Generator:
         Raises:
             SessionError: the sessions could not be opened, or the generator has died.
         """
+        job = Job(output=self._output, spec=spec)
+        self._do(job)
+        return columns.decode(Path(job.output).read_bytes())
+
+    def duet(self, spec: DuetSpec) -> tuple[Measurement, Measurement]:
+        """One round of base and new.
+
+        Raises:
+            SessionError: as of `run`.
+        """
+        job = Job(output=self._output, duet=spec)
+        self._do(job)
+        return columns.decode(job.beside.read_bytes()), columns.decode(Path(job.output).read_bytes())
+
+    @property
+    def _output(self) -> str:
+        return str(Path(self._folder.name, "measurement"))
+
+    def _do(self, job: Job) -> None:
         assert self._process is not None
         source, sink = self._process.stdout, self._process.stdin
         assert source is not None
         assert sink is not None
-        output = Path(self._folder.name, "measurement")
         with contextlib.suppress(BrokenPipeError):
-            sink.write(msgspec.json.encode(Job(spec, str(output))) + b"\n")
+            sink.write(msgspec.json.encode(job) + b"\n")
             sink.flush()
         line = source.readline()
         if not line:
             raise SessionError(f"the load generator ended with code {self._process.wait()}")
         if error := msgspec.json.decode(line, type=Done).error:
             raise SessionError(error)
-        return columns.decode(output.read_bytes())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

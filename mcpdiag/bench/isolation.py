@@ -16,7 +16,7 @@ from mcpdiag.bench import wire
 from mcpdiag.bench.client import HttpSession, Link
 from mcpdiag.bench.columns import PROTOCOL
 from mcpdiag.bench.discover import Tool
-from mcpdiag.bench.load import run_loop
+from mcpdiag.bench.generate import run_loop
 from mcpdiag.bench.session import SessionError
 from mcpdiag.bench.spec import Call, LoadSpec
 from mcpdiag.bench.workload import Workload, echo_argument

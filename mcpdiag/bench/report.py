@@ -9,7 +9,7 @@ from statistics import median
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement, tostring  # only written, never parsed
 
-from mcpdiag.bench import breaking_report, overhead_report
+from mcpdiag.bench import breaking_report, compare, overhead_report
 from mcpdiag.bench.doubt import disturbance
 from mcpdiag.bench.result import Cell, Result
 from mcpdiag.html import line, table
@@ -24,6 +24,8 @@ def headings(result: Result) -> tuple[str, ...]:
     """Of the table that fits what was measured."""
     if result.overhead:
         return overhead_report.HEADINGS
+    if result.duet is not None:
+        return compare.HEADINGS
     return HEADINGS if result.breaking is None else breaking_report.HEADINGS
 
 
@@ -34,6 +36,8 @@ def rows(result: Result) -> list[tuple[str, ...]]:
     """
     if result.overhead:
         return overhead_report.rows(result)
+    if result.duet is not None:
+        return compare.rows(compare.sides(result))
     if result.breaking is not None:
         return breaking_report.rows(result)
     found = []
@@ -95,6 +99,12 @@ def sentences(result: Result) -> list[str]:
     if result.breaking is not None:
         return [*breaking_report.sentences(result), *_interrupted(result)]
     said = _of_locust(result) + overhead_report.sentences(result)
+    if result.duet is not None:
+        said += compare.sentences(compare.sides(result))
+        if result.target.kind == "url":
+            said.append(
+                "Each side is one process: what differs between two processes of one program is in the change."
+            )
     largest = max((cell.clients for cell in result.cells), default=0)
     gives = [
         f"{p.ratio.shown('x')} over {p.transport}"

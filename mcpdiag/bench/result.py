@@ -25,7 +25,7 @@ FORMAT: Final = "mcpdiag.bench/1"
 FILE: Final = "result.json"
 Transport = Literal["stdio", "http"]
 Reuse = Literal["on", "off"]
-Way = Literal["proxied", "direct", "unsampled"]
+Way = Literal["proxied", "direct", "unsampled", "base", "new"]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,8 +68,8 @@ class Repetition(msgspec.Struct, frozen=True, kw_only=True):
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """One combination that was measured, and each of its repetitions, the n-th of all cells from the n-th round.
 
-    `way` is through the proxy, past it, or through one that keeps no samples. `rate` is that of an open loop, 0 of
-    a closed one.
+    `way` is through the proxy, past it, or through one that keeps no samples; of a duet it is the side, past any proxy.
+    `rate` is that of an open loop, 0 of a closed one.
     """
 
     transport: Transport
@@ -113,6 +113,17 @@ class PoolVerdict(msgspec.Struct, frozen=True, kw_only=True):
     isolation: Isolation
 
 
+class Duet(msgspec.Struct, frozen=True, kw_only=True):
+    """Two servers that were measured in turn, in slices of `slice_s`; the result's own target is the new one.
+
+    `cpu` is the processor that they and the generator shared, null if the system chose.
+    """
+
+    base: Target
+    slice_s: float
+    cpu: int | None = None
+
+
 class Locust(msgspec.Struct, frozen=True, kw_only=True):
     """Who made a load that Locust distributed, and its workers' machines.
 
@@ -145,6 +156,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     soak: Soaked | None = None
     overhead: tuple[Overhead, ...] = ()
     breaking: Breaking | None = None
+    duet: Duet | None = None
     locust: Locust | None = None
 
     def cell(

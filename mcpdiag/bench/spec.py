@@ -84,3 +84,17 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def protocol(self) -> str:
         """The revision it speaks."""
         return LATEST_STATELESS if self.era == "stateless" else LATEST_HANDSHAKE
+
+
+class DuetSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Base and new, which are loaded alike: `seconds` and `warmup_s` are of each of them, over all its slices.
+
+    Attributes:
+        first: which of the two is started and called first, 0 (base) or 1 (new).
+        cpu: the processor that generator and stdio servers share; None: wherever the system puts them.
+    """
+
+    sides: tuple[LoadSpec, LoadSpec]
+    slice_s: float = 0.05
+    first: int = 0
+    cpu: int | None = None

@@ -25,7 +25,8 @@ from mcpdiag.bench import columns
 from mcpdiag.bench.client import HttpSession
 from mcpdiag.bench.columns import NEVER, NOT_SENT, Measurement, Report
 from mcpdiag.bench.drive import Closed, Drive
-from mcpdiag.bench.load import SWITCH_S, Heart, open_all, run_loop
+from mcpdiag.bench.generate import Heart, open_all, run_loop
+from mcpdiag.bench.load import SWITCH_S
 from mcpdiag.bench.session import Session, SessionError
 from mcpdiag.bench.spec import LoadSpec
 from mcpdiag.bench.stdio import StdioSession

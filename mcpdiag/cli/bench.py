@@ -11,12 +11,13 @@ from typer.core import TyperGroup
 
 from mcpdiag.cli import bench_options as options
 from mcpdiag.cli.bench_break import break_
+from mcpdiag.cli.bench_duet import duet
 from mcpdiag.cli.bench_locust import locust_result, locustfile
 from mcpdiag.cli.bench_options import Mistakes
 from mcpdiag.cli.bench_overhead import overhead
 from mcpdiag.cli.bench_soak import soak
 from mcpdiag.cli.bench_words import COMPARE, METHOD
-from mcpdiag.errors import StartError
+from mcpdiag.errors import ConfigError, StartError
 
 # Each verb imports what it needs: `mcpdiag proxy`, which clients start, would wait 0.1 s for all of it.
 
@@ -188,7 +189,9 @@ def load(
 @app.command()
 def compare(
     base: Annotated[Path, typer.Argument(help="The folder or file of a result.")],
-    new: Annotated[Path, typer.Argument(help="The one to compare with it.")],
+    new: Annotated[
+        Path | None, typer.Argument(help="The one to compare with it; none for a result of `bench duet`.")
+    ] = None,
     max_regression: Annotated[
         str | None, typer.Option(help="Exit 1 beyond these, e.g. p95=5%,throughput=5%,rss=10%.")
     ] = None,
@@ -209,19 +212,13 @@ def compare(
     from mcpdiag.cli.bench_show import table
 
     limits = {} if max_regression is None else comparing.parse_limits(max_regression)
-    comparison = comparing.compare(result.read(base), result.read(new), force=force)
-    body = [
-        (
-            each.cell,
-            each.metric,
-            f"{each.base:,.4g}",
-            f"{each.new:,.4g}",
-            comparing.change(each.ratio),
-            each.verdict,
-        )
-        for each in comparison.differences
-    ]
-    table(("cell", "metric", "base", "new", "change (95 % interval)", ""), body)
+    if new is None:
+        comparison = comparing.sides(result.read(base))
+        if "rss" in limits:
+            raise ConfigError(["--max-regression: found rss; a duet has throughput, p50 and p95"])
+    else:
+        comparison = comparing.compare(result.read(base), result.read(new), force=force)
+    table(comparing.HEADINGS, comparing.rows(comparison))
     for sentence in comparing.sentences(comparison):
         print(sentence)
     if limits and (worse := comparing.regressions(comparison, limits)):
@@ -275,6 +272,7 @@ def check(
 
 
 app.command(name="break")(break_)
+app.command()(duet)
 app.command()(overhead)
 app.command()(locustfile)
 app.command()(locust_result)

@@ -62,12 +62,15 @@ def show(measured: Result, folder: Path, format_: str) -> None:
         write = {"md": report.markdown, "junit": report.junit, "csv": report.comma_separated}[format_]
         print(write(measured), end="")
     else:
-        print(f"{measured.target.shown}: {measured.workload.shown}{_how(measured)}")
+        against = "" if measured.duet is None else f" against {measured.duet.base.shown}"
+        print(f"{measured.target.shown}{against}: {measured.workload.shown}{_how(measured)}")
         table(report.headings(measured), report.rows(measured))
         for sentence in report.sentences(measured):
             print(sentence)
         print(f"Result: {folder}")
-        if measured.breaking is None:
+        if measured.duet is not None:
+            print(f"Judge: mcpdiag bench compare {folder} --max-regression p50=5%,throughput=5%")
+        elif measured.breaking is None:
             print(f"Compare: mcpdiag bench compare {folder} NEW")
 
 
@@ -76,6 +79,8 @@ def _how(measured: Result) -> str:
     pool = f"at most {config.max_connections} connection{'s' * (config.max_connections > 1)} a pool"
     if measured.locust is not None:
         return f"; {config.seconds:.4g} s of it by Locust"
+    if measured.duet is not None:
+        return f"; {config.repeat} rounds of {config.seconds:g} s each, in slices of {measured.duet.slice_s * 1000:g} ms"
     if measured.breaking is not None:
         way = "" if any(cell.way == "direct" for cell in measured.cells) else f" through the proxy, {pool}"
         return f"; steps of {config.seconds:g} s or more{way}"

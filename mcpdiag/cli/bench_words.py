@@ -27,4 +27,5 @@ What `mcpdiag bench compare` does
 4. What other processes took of the processors meanwhile (Linux) may have made a result slower by that: a difference is
    significant only if that cannot explain it, and the intervals are wider by it.
 5. --max-regression fails only if the whole interval is beyond the limit.
-It cannot know what else changed between the two runs: run them one after the other on a quiet machine."""
+It cannot know what else changed between the two runs: `mcpdiag bench duet` measures both in one.
+Of a duet's result alone it compares the two sides (`mcpdiag bench duet --explain`)."""

@@ -50,6 +50,7 @@ def test_version() -> None:
         ("proxy", "mcpdiag proxy -- npx -y @modelcontextprotocol/server-everything"),
         ("demo", "mcpdiag demo --clients 8 --calls 25"),
         ("bench run", "mcpdiag bench --url http://127.0.0.1:3001/mcp --clients 1,8 --workload calls.toml"),
+        ("bench duet", "mcpdiag bench duet --base 'node old/server.js' -- node new/server.js"),
         ("bench compare", "mcpdiag bench compare mcpdiag-results/base mcpdiag-results/new"),
     ],
 )

@@ -9,7 +9,7 @@ import socket
 
 import pytest
 
-from mcpdiag.bench.load import run_loop
+from mcpdiag.bench.generate import run_loop
 from mcpdiag.cli.terminated import terminated_is_interrupted
 
 
