@@ -1,11 +1,12 @@
 """What sampling costs: throughput with recorder and gauge against `record=False`, and the prices of single steps.
 
-    python benchmarks/sampling.py [--seconds 3] [--repeat 7] [--upstream http|stdio] [--rows 1000000] [--check]
+    python benchmarks/sampling.py [--seconds 0.6] [--repeat 16] [--upstream http|stdio] [--rows 1000000] [--check]
                                   [--json FILE]
 
-Two proxies in front of one upstream take turns, `wrk -t1 -c32`; the one that does not serve is stopped meanwhile.
-Each pair of runs gives a ratio. `--check` exits 1 if the median ratio is below 0.95, or an `emit` takes over 5 us.
-`--json` writes what each pair lost, for `mcpdiag bench check --extra FILE`.
+Two proxies in front of one upstream are called in turn, in slices of 50 ms, by 32 clients. Each round starts both
+anew and gives a ratio, because two processes of one program may differ by a tenth (docs/bench.md, Duet).
+`--check` exits 1 if the median ratio is below 0.95, or an `emit` takes over 5 us.
+`--json` writes what each round lost, for `mcpdiag bench check --extra FILE`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import asyncio
 import importlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -28,13 +28,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
-from wrk import HERE, Run, free_port, load, open_session, process, spread
+from wrk import HERE, free_port, process
 
 import mcpdiag
+from mcpdiag.bench.generator import Generator
+from mcpdiag.bench.spec import Call, DuetSpec, LoadSpec
+from mcpdiag.bench.statistics import Summary, paired_ratio, summarize
 from mcpdiag.hooks import ExchangeDone
 from mcpdiag.serve import run_loop, spare_collector
 
 CONNECTIONS = 32
+CALLS = (Call(method="tools/call", params={"name": "echo", "arguments": {"text": "hello"}}),)
 RATIO_AT_LEAST = 0.95
 EMIT_BELOW_NS = 5000
 STDIO = {
@@ -72,7 +76,6 @@ def proxy(way: str, url: str) -> Iterator[tuple[str, int]]:
             sys.exit("the proxy did not start")
         yield line, started.pid
     finally:
-        started.send_signal(signal.SIGCONT)
         started.terminate()
         started.wait(20)
         started.stdout.close()
@@ -83,44 +86,55 @@ def cpu_s(pid: int) -> float:
     return times.user + times.system
 
 
-def throughput(upstream: str, seconds: int, repeat: int) -> list[float]:
-    """Prints both throughputs; returns the ratio of each pair."""
-    runs: dict[str, list[Run]] = {"on": [], "off": []}
-    cpu_us: dict[str, list[float]] = {"on": [], "off": []}
+def throughput(upstream: str, seconds: float, repeat: int) -> list[float]:
+    """Prints both throughputs; returns the ratio of each round."""
+    found: dict[str, list[Summary]] = {"off": [], "on": []}
+    cpu_us: dict[str, list[float]] = {"off": [], "on": []}
     with ExitStack() as stack:
         url = ""
         if upstream == "http":
             port = free_port()
             url = f"http://127.0.0.1:{port}/mcp"
             stack.enter_context(process(sys.executable, str(HERE / "upstream_http.py"), str(port), port=port))
-        proxies = {way: stack.enter_context(proxy(way, url)) for way in runs}
-        sessions = {way: [open_session(proxies[way][0])] for way in runs}
-        for way in runs:
-            os.kill(proxies[way][1], signal.SIGSTOP)
-        for turn in range(repeat + 1):  # the first turn warms up and is not kept
-            for way in ("on", "off") if turn % 2 else ("off", "on"):
-                url, pid = proxies[way]
-                os.kill(pid, signal.SIGCONT)
-                before = cpu_s(pid)
-                run = load(url, sessions[way], connections=CONNECTIONS, seconds=seconds if turn else 1)
-                used = cpu_s(pid) - before
-                os.kill(pid, signal.SIGSTOP)
-                if turn:
-                    runs[way].append(run)
-                    cpu_us[way].append(used * 1e6 / (run.rps * seconds))
-    ratios = [on.rps / off.rps for on, off in zip(runs["on"], runs["off"], strict=True)]
-    print(f"wrk -t1 -c{CONNECTIONS}, {upstream} upstream, {repeat} pairs of {seconds:g} s")
-    print(f"{'sampling':10} {'requests/s':>30} {'p50 ms':>18} {'p99 ms':>20} errors")
-    for way, each in runs.items():
-        cells = [spread(each, field) for field in ("rps", "p50_ms", "p99_ms")]
-        print(f"{way:10} {cells[0]:>30} {cells[1]:>18} {cells[2]:>20} {sum(run.errors for run in each):>6}")
-    ratio = statistics.median(ratios)
-    for way, values in cpu_us.items():
-        print(
-            f"{way:10} {min(values):.0f}-{max(values):.0f} us of processor time a request, median {statistics.median(values):.0f}"
-        )
-    print(f"on / off: {ratio:.3f} ({min(ratios):.3f}-{max(ratios):.3f})")
-    return ratios
+        generator = stack.enter_context(Generator())
+        for number in range(repeat):
+            first = number % 2
+            with ExitStack() as proxies:
+                order = ("on", "off") if first else ("off", "on")
+                started = {way: proxies.enter_context(proxy(way, url)) for way in order}
+                sides = (spec(started["off"][0], seconds), spec(started["on"][0], seconds))
+                before = {way: cpu_s(started[way][1]) for way in found}
+                measured = generator.duet(DuetSpec(sides=sides, first=first))
+                for way, each in zip(found, measured, strict=True):
+                    used = cpu_s(started[way][1]) - before[way]
+                    found[way].append(summarize(each))
+                    cpu_us[way].append(used * 1e6 / len(each.columns))
+    rps = {way: [each.throughput_rps for each in summaries] for way, summaries in found.items()}
+    print(f"{CONNECTIONS} clients, {upstream} upstream, {repeat} rounds of {seconds:g} s each")
+    print(f"{'sampling':10} {'requests/s':>24} {'p50 ms':>20} {'processor us/request':>22} errors")
+    for way, summaries in found.items():
+        cells = [
+            spread(rps[way], ",.0f"),
+            spread([each.p50_ms for each in summaries], ".2f"),
+            spread(cpu_us[way], ".0f"),
+        ]
+        failed = sum(sum(each.errors.values()) for each in summaries)
+        print(f"{way:10} {cells[0]:>24} {cells[1]:>20} {cells[2]:>22} {failed:>6}")
+    found_ = paired_ratio(rps["on"], rps["off"])
+    assert found_ is not None
+    cost = paired_ratio(cpu_us["on"], cpu_us["off"])
+    assert cost is not None
+    print(f"on / off: throughput {found_.shown()}, processor time {cost.shown()}")
+    return [on / off for on, off in zip(rps["on"], rps["off"], strict=True)]
+
+
+def spec(url: str, seconds: float) -> LoadSpec:
+    return LoadSpec(url=url, calls=CALLS, clients=CONNECTIONS, warmup_s=0.2, seconds=seconds)
+
+
+def spread(values: list[float], form: str) -> str:
+    low, mid, high = (format(each, form) for each in (min(values), statistics.median(values), max(values)))
+    return f"{mid} ({low}-{high})"
 
 
 def steps(rows: int) -> float:
@@ -164,8 +178,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=int, default=3)
-    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.6, help="of each side in a round")
+    parser.add_argument("--repeat", type=int, default=16, help="rounds")
     parser.add_argument("--upstream", choices=["http", "stdio"], default="http")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--check", action="store_true")

@@ -132,6 +132,7 @@ def test_an_http_server_s_connections_are_reused() -> None:
         assert pool["reuses"] == pool["acquires"] - 1 >= 11
 
 
+@pytest.mark.slow
 def test_short_lived_processes_do_not_pile_up() -> None:
     before = own_processes()
     with mcpdiag.serve(

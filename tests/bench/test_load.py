@@ -48,6 +48,7 @@ def slow(measurement: Measurement, at_least_ms: float) -> int:
     )
 
 
+@pytest.mark.slow
 def test_an_open_loop_shows_a_stall_that_a_closed_loop_hides(generator: Generator) -> None:
     """The server answers nothing for 200 ms of each second, for two seconds: a fifth of the time.
 

@@ -45,6 +45,7 @@ def soaked(blocks: Callable[[int], float], *, extend: bool = True) -> Soak:
     return soak
 
 
+@pytest.mark.slow
 def test_a_leak_is_confirmed_over_twice_the_requests() -> None:
     soak = soaked(lambda calls: 3.0 * calls)
     found = soak.soaked()
@@ -56,11 +57,13 @@ def test_a_leak_is_confirmed_over_twice_the_requests() -> None:
     assert found.requests >= 1.9 * half.requests or found.took_s >= 2.5 * 1.5
 
 
+@pytest.mark.slow
 def test_what_does_not_grow_has_no_second_look() -> None:
     found = soaked(lambda calls: calls % 50).soaked()
     assert (found.verdict, found.extended) == ("none", False)
 
 
+@pytest.mark.slow
 def test_a_cache_that_was_filling_is_cleared_by_the_second_look() -> None:
     began: list[float] = []
     full: list[float] = []
@@ -75,6 +78,7 @@ def test_a_cache_that_was_filling_is_cleared_by_the_second_look() -> None:
     assert (found.verdict, found.extended) in (("none", True), ("inconclusive", True))
 
 
+@pytest.mark.slow
 def test_without_a_second_look_a_suspicion_is_inconclusive() -> None:
     found = soaked(lambda calls: 3.0 * calls, extend=False).soaked()
     assert (found.verdict, found.extended) == ("inconclusive", False)

@@ -142,6 +142,7 @@ def test_a_server_that_exits_at_once_is_said_in_one_line_to_operator_and_client(
         assert message in process.stderr.readline()
 
 
+@pytest.mark.slow
 def test_the_demo_prints_what_it_found() -> None:
     found = run("demo", "--clients", "2", "--calls", "5")
     assert found.returncode == 0, found.stderr

@@ -27,7 +27,7 @@ Start = Callable[..., AbstractContextManager[StdioClient]]
 EMBEDDED = ["--", *COMMAND]
 
 
-@pytest.fixture(params=["stdio", "http"])
+@pytest.fixture(params=["stdio", pytest.param("http", marks=pytest.mark.slow)])
 def start(request: pytest.FixtureRequest) -> Iterator[Start]:
     """Starts the proxy in front of a server's command, as a stdio server or as an HTTP one."""
     servers: list[mcpdiag.BackgroundProxy] = []
@@ -284,6 +284,7 @@ def test_a_signal_ends_it_with_all_it_started(start: Start, number: signal.Signa
         assert not [child for child in children if child.is_running()]
 
 
+@pytest.mark.slow
 def test_a_proxy_may_be_the_server_of_a_proxy_and_none_is_left_if_the_first_is_killed() -> None:
     """As where a gateway runs many servers and one of them is wrapped itself."""
     with started("--", *MCPDIAG, "proxy", "--stdio", *EMBEDDED) as client:

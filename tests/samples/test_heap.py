@@ -374,7 +374,8 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("patient")
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("seconds", [2, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [2, 30])
 async def test_a_leak_of_100_bytes_a_request_is_among_the_first_three_candidates(seconds: float) -> None:
     hook = Leaking(100)
     async with under_load(hook) as recorder:
