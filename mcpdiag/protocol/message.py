@@ -275,15 +275,16 @@ _decode_named = msgspec.json.Decoder(_Named).decode
 
 def target_of(method: str, params: bytes | msgspec.Raw) -> str:
     """The tool, prompt or resource that a request names; `""` for other methods, or if it is no string."""
-    if method != "tools/call" and method != "prompts/get" and not method.startswith("resources/"):
-        return ""
-    if not params:
-        return ""
+    resource = False
+    if method != "tools/call" and method != "prompts/get":
+        resource = method.startswith("resources/")
+        if not resource:
+            return ""
     try:
         named = _decode_named(params)
     except msgspec.DecodeError:
-        return text_member(params, "uri" if method.startswith("resources/") else "name")
-    return named.uri if method.startswith("resources/") else named.name
+        return text_member(params, "uri" if resource else "name") if params else ""
+    return named.uri if resource else named.name
 
 
 def progress_token(params: bytes | msgspec.Raw) -> bytes:

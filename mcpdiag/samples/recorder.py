@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from msgspec.structs import astuple
 
-from mcpdiag.hooks import Event, ExchangeDone
+from mcpdiag.hooks import Ended, Event, ExchangeDone, exchange_done
 from mcpdiag.pool.stats import PoolStats
 from mcpdiag.samples.base import Samples
 from mcpdiag.samples.buffer import Ring, Rows
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LONGEST_DETAIL = 500  # characters
 BATCH = 64  # exchanges
+_CATEGORIES = ("upstream", "transport", "method", "target", "session", "protocol", "outcome", "operation")
 _pool_numbers: Callable[[PoolStats], tuple[Any, ...]] = attrgetter(*tuple(SCHEMA["pool"])[4:])
 
 
@@ -42,7 +43,7 @@ class Recorder(Samples):
     recorder.dropped                rows that were overwritten, of each frame
 
     All writing is done on one event loop; any thread may read meanwhile. Exchanges become rows in batches of 64, or
-    when somebody looks: amid the work of a proxy a row by itself costs more than one in a batch, with warm caches.
+    when somebody looks.
 
     Args:
         requests, pool, memory, heap, events: rows to keep. A row takes 129, 228, 80, 76 and 40 bytes, the last two
@@ -76,7 +77,7 @@ class Recorder(Samples):
         self.started_monotonic = time.monotonic()
         self.closed = False
         self._clock = clock
-        self._waiting: deque[tuple[int, ExchangeDone]] = deque()
+        self._waiting: deque[Ended] = deque()
         self._settling = threading.Lock()
         self._rings: dict[FrameName, Ring] = {
             name: Ring(SCHEMA[name], size, names=names) for name, size in sizes.items()
@@ -84,22 +85,25 @@ class Recorder(Samples):
         self._requests, self._pool, self._memory, heap_ring, self._events = self._rings.values()
         self._heap = Heap(self, rows=HeapRows(heap_ring), requests=lambda: self.written["requests"])
         table = self._requests.names
-        self._upstream, self._transport, self._method = table["upstream"], table["transport"], table["method"]
-        self._target, self._session, self._protocol = table["target"], table["session"], table["protocol"]
-        self._outcome, self._operation = table["outcome"], table["operation"]
+        self._categories = [table[name] for name in _CATEGORIES]
 
     # -- writing ------------------------------------------------------------------------------------------
+
+    def ended(self, ended: Ended, /) -> None:
+        """Keep an exchange as a row. Its time is right if the system's clock is not set before it becomes one."""
+        waiting = self._waiting
+        waiting.append(ended)
+        # Never wait for a reader that is at it: it takes what is there, or the next one here does.
+        if len(waiting) >= BATCH and self._settling.acquire(blocking=False):
+            try:
+                self._take_waiting()
+            finally:
+                self._settling.release()
 
     def emit(self, event: Event, /) -> None:
         """Keep an event as a row."""
         if isinstance(event, ExchangeDone):
-            self._waiting.append((self._clock(), event))
-            # Never wait for a reader that is at it: it takes what is there, or the next one here does.
-            if len(self._waiting) >= BATCH and self._settling.acquire(blocking=False):
-                try:
-                    self._take_waiting()
-                finally:
-                    self._settling.release()
+            self._keep(event)
             return
         table = self._events.names
         self._events.append(
@@ -121,23 +125,44 @@ class Recorder(Samples):
 
     def _take_waiting(self) -> None:
         # Everything in one function, all fields at once and no tuple between: half the time of `append` for each.
-        upstream, transport, method, target = self._upstream, self._transport, self._method, self._target
-        session, protocol, outcome = self._session, self._protocol, self._outcome
-        operation, ring, take = self._operation, self._requests, self._waiting.popleft
+        upstream, transport, method, target, session, protocol, outcome, operation = (
+            table.known for table in self._categories
+        )
+        ring, take, count = self._requests, self._waiting.popleft, len(self._waiting)
+        # Twice, because between its two readings something else may have its turn.
+        offset = max(self._clock() - time.perf_counter_ns() for _ in range(2)) if count else 0
         pack, records, width, slots, number = ring.pack, ring.records, ring.width, ring.slots, ring.written
-        for _ in range(len(self._waiting)):
-            ts, event = take()
+        for _ in range(count):
+            ended = take()
             (
-                up, via, name, of, client, revision, end, queue_ms, connect_ms, first_ms, total_ms, reused, attempts,
-                messages, inflight, bytes_in, bytes_out, joined, sent_ms, _trace,
-            ) = astuple(event)  # fmt: skip
-            pack(
-                records, number % slots * width, ts, upstream[up], transport[via], method[name], target[of],
-                session[client], protocol[revision], outcome[end], queue_ms, connect_ms, first_ms, total_ms, reused,
-                attempts, messages, inflight, bytes_in, bytes_out, operation[joined], sent_ms,
-            )  # fmt: skip
+                up, via, name, of, client, revision, end, began, sent, first, now, queue_s, connect_s, reused, attempts,
+                messages, inflight, bytes_in, bytes_out, joined, _trace,
+            ) = ended  # fmt: skip
+            try:
+                pack(
+                    records, number % slots * width, int(now * 1e9) + offset, upstream[up], transport[via], method[name],
+                    target[of], session[client], protocol[revision], outcome[end], queue_s * 1000, connect_s * 1000,
+                    (first - sent) * 1000 if 0 < sent < first else 0.0, (now - began) * 1000, reused, attempts, messages,
+                    inflight, bytes_in, bytes_out, operation[joined], (sent - began) * 1000 if sent else 0.0,
+                )  # fmt: skip
+            except KeyError:  # a new text, or one too many
+                self._append(int(now * 1e9) + offset, exchange_done(ended))
+                number = ring.written
+                continue
             number += 1
             ring.written = number  # after each: a reader may look at any time
+
+    def _keep(self, done: ExchangeDone) -> None:
+        """A row at once, of an exchange that somebody else tells of."""
+        with self._settling:
+            self._take_waiting()
+            self._append(self._clock(), done)
+
+    def _append(self, ts: int, done: ExchangeDone) -> None:
+        fields = astuple(done)
+        texts = (*fields[:7], done.operation)
+        *places, operation = (table[text] for table, text in zip(self._categories, texts, strict=True))
+        self._requests.append((ts, *places, *fields[7:17], operation, done.sent_ms))
 
     def pool_row(self, upstream: str, mode: str, era: str, stats: PoolStats) -> None:
         """Keep the numbers of a pool at this moment."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from itertools import count, pairwise
+import time
+from itertools import pairwise
 
 import anyio
 import pandas as pd
 import pytest
-from msgspec.structs import replace
 
 import mcpdiag
 from mcpdiag.embedded import COMMAND
 from mcpdiag.errors import ConfigError
-from mcpdiag.hooks import NO_HOOK, ExchangeDone, Happened
+from mcpdiag.hooks import NO_HOOK, Ended, ExchangeDone, Happened, exchange_done
 from mcpdiag.samples.recorder import BATCH, LONGEST_DETAIL, Recorder
 from tests.conftest import RawClient
 from tests.proxy.client import Client, proxied, until
@@ -23,6 +23,17 @@ from tests.proxy.client import Recorder as Kept
 
 pytestmark = pytest.mark.anyio
 DONE = ExchangeDone("up", "stdio", "tools/call", "echo", "s", "2025-11-25", "ok", total_ms=1.0)
+
+
+def ended(
+    method: str = "tools/call", *, messages: int = 1, sent: float | None = None, first: float | None = None
+) -> Ended:
+    """An exchange that ends now; it began a second ago, was sent after a quarter and had its first byte after three."""
+    now = time.perf_counter()
+    return (
+        "up", "stdio", method, "echo", "s", "2025-11-25", "ok", now - 1, now - 0.75 if sent is None else sent,
+        now - 0.25 if first is None else first, now, 0.001, 0.002, True, 1, messages, 0, 100, 90, "", None,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -128,8 +139,8 @@ def test_memory_is_constant_and_what_is_overwritten_is_counted_and_shown() -> No
 
 def test_exchanges_are_rows_in_order_with_their_own_time_whoever_makes_rows_of_them() -> None:
     """The loop makes rows of a full batch, readers of what waits; both at once lose, repeat or swap nothing."""
-    ticks = count()
-    recorder = Recorder(requests=1_000_000, clock=lambda: next(ticks))
+    recorder = Recorder(requests=1_000_000)
+    began = time.time_ns()
     done = threading.Event()
     failures: list[BaseException] = []
 
@@ -147,23 +158,46 @@ def test_exchanges_are_rows_in_order_with_their_own_time_whoever_makes_rows_of_t
     for reader in readers:
         reader.start()
     for number in range(20_000):
-        recorder.emit(replace(DONE, messages=number))
+        recorder.ended(ended(messages=number))
     done.set()
     for reader in readers:
         reader.join()
     assert failures == []
     requests = recorder.requests
     assert [*requests["messages"]] == [*range(20_000)]
-    assert [*requests["ts"].astype("int64")] == [*range(1, 20_001)]
+    times = [*requests["ts"].astype("int64")]
+    assert began <= times[0] + 1_000_000  # the two clocks are read one after the other
+    assert times[-1] <= time.time_ns() + 1_000_000
+    assert max(a - b for a, b in pairwise(times)) < 1_000_000
+
+
+def test_an_exchange_as_the_core_has_it_is_the_row_of_its_event() -> None:
+    """In milliseconds, from phases on another clock; a new text and one too many take another way to the same row."""
+    core, made = Recorder(names=3), Recorder(names=3)
+    for number in range(6):
+        each = ended(method=f"m{number % 4}", messages=number)
+        core.ended(each)
+        made.emit(exchange_done(each))
+    never = ended(sent=0.0, first=0.0)
+    core.ended(never)
+    made.emit(exchange_done(never))
+    frames = [recorder.requests.drop(columns="ts") for recorder in (core, made)]
+    assert frames[0].to_dict("list") == frames[1].to_dict("list")
+    row = frames[0].iloc[0]
+    assert row[["queue_ms", "connect_ms", "first_ms", "total_ms", "sent_ms"]].tolist() == pytest.approx(
+        [1, 2, 500, 1000, 250]
+    )
+    assert frames[0].iloc[6][["first_ms", "sent_ms"]].tolist() == [0, 0]
+    assert [*frames[0]["method"]] == ["m0", "m1", "(other)", "(other)", "m0", "m1", "(other)"]
 
 
 def test_a_reader_that_makes_rows_never_holds_the_loop_up() -> None:
     recorder = Recorder()
     with recorder._settling:
         for _ in range(3 * BATCH):
-            recorder.emit(DONE)
+            recorder.ended(ended())
         assert recorder._requests.written == 0
-    recorder.emit(DONE)
+    recorder.ended(ended())
     assert recorder._requests.written == 3 * BATCH + 1
 
 
