@@ -109,17 +109,13 @@ def test_two_hundred_abandoned_sessions_leave_nothing(nothing_left: None) -> Non
 
         async def all_gone() -> None:
             with anyio.fail_after(50):
-                while (
-                    proxy.stats()["sessions"]
-                    or len(own_processes()) > len(processes)
-                    or own_descriptors()
-                    > descriptors  # a process is gone a moment before its pipes are closed
-                ):
+                while proxy.stats()["sessions"] or len(own_processes()) > len(processes):
                     await anyio.sleep(0.1)
 
         assert proxy.stats()["upstreams"]["demo"]["pool"]["opens"] >= 200
         anyio.run(all_gone)
-        give_up_at = time.monotonic() + 20  # a process is gone a moment before its pipes are closed
+        # Out of the event loop, which has descriptors of its own; a process is gone a moment before its pipes are closed.
+        give_up_at = time.monotonic() + 20
         while own_descriptors() > descriptors and time.monotonic() < give_up_at:
             time.sleep(0.05)
         assert own_descriptors() <= descriptors
