@@ -87,9 +87,13 @@ class DuetRun:
     @property
     def cells(self) -> tuple[Cell, ...]:
         """Base and new beside each other, as many rounds of each."""
-        return tuple(
-            self._cell(clients, way, tuple(found))
-            for clients in self.config.clients
-            for way in WAYS
-            if (found := self._repetitions.get((clients, way)))
-        )
+        found = []
+        for clients in self.config.clients:
+            sides = [self._repetitions.get((clients, way), []) for way in WAYS]
+            rounds = min(map(len, sides))
+            if rounds:
+                found += [
+                    self._cell(clients, way, tuple(side[:rounds]))
+                    for way, side in zip(WAYS, sides, strict=True)
+                ]
+        return tuple(found)

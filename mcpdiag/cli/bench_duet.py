@@ -91,7 +91,7 @@ def duet(
         transports=("http",) if url else ("stdio",),
         warmup_s=wrong.above("--warmup", warmup, zero=True),
         seconds=wrong.above("--seconds", seconds),
-        repeat=wrong.whole("--repeat", repeat),
+        repeat=wrong.whole("--repeat", repeat, least=2),
         timeout_s=wrong.above("--timeout", timeout),
         seed=seed,
     )

@@ -13,7 +13,9 @@ from msgspec.structs import replace
 from mcpdiag.bench.alternate import alternate
 from mcpdiag.bench.columns import OK
 from mcpdiag.bench.compare import Comparison, parse_limits, regressions, sentences, sides
+from mcpdiag.bench.duet import DuetRun
 from mcpdiag.bench.generate import run_loop
+from mcpdiag.bench.overhead import Endpoint
 from mcpdiag.bench.result import Cell, Duet, Result, Target, read
 from mcpdiag.bench.significance import ALPHA, least_p, paired_p_values
 from mcpdiag.bench.spec import Call, DuetSpec, LoadSpec
@@ -146,6 +148,22 @@ def test_failed_calls_of_either_side_are_said() -> None:
     assert sentences(said)[-1] == "Failed calls: 0 in base, 32 in new."
 
 
+def test_a_round_that_was_cut_counts_for_neither_side() -> None:
+    found = duet(1)
+    run = DuetRun(
+        replace(found.config, clients=(1, 8), transports=("stdio",)),
+        found.workload,
+        (Endpoint(command=("old",)), Endpoint(command=("new",))),
+        slice_s=0.05,
+    )
+    base, new = found.cells
+    run._repetitions = {(1, "base"): [*base.repetitions], (1, "new"): [*new.repetitions[:-1]]}
+    run._repetitions[8, "base"] = [*base.repetitions[:1]]
+    assert [(cell.name, len(cell.repetitions)) for cell in run.cells] == [
+        ("stdio x1 base", 15), ("stdio x1 new", 15),
+    ]  # fmt: skip
+
+
 # -- from the command line -----------------------------------------------------------------------------------------
 
 
@@ -199,6 +217,11 @@ def test_mistakes_are_one_line_each(tmp_path: Path) -> None:
         (["--base", "cat", "--url", "http://x/mcp"], 2, "--base-url: a URL is compared with a URL"),
         (["--base", "cat 'x", "--", "cat"], 2, "--base: found a command with no closing quotation"),
         (["--base", "cat", "--slice", "soon", "--", "cat"], 2, '--slice: found "soon"'),
+        (
+            ["--base", "cat", "--repeat", "1", "--", "cat"],
+            2,
+            "--repeat: found 1; allowed: a whole number from 2",
+        ),
         (["--base", "no-such-program", "--", *server("1ms")], 3, "no-such-program"),
     ):
         found = bench("duet", *args, cwd=tmp_path)
