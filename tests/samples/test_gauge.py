@@ -48,8 +48,15 @@ async def test_pools_and_processes_are_read_while_the_proxy_runs() -> None:
 
         def seen() -> bool:
             last = recorder.memory.tail(3)
-            return {*last["upstream"]} == {"", "plain", "wrapped"} and last["children"].sum() == 4
+            whole = {*last["upstream"]} == {"", "plain", "wrapped"} and last["children"].sum() == 4
+            return whole and bool((last["cpu_s"] > 0).all())
 
+        for client in (
+            plain,
+            wrapped,
+        ):  # processor time is counted in ticks of 10 ms, and a server starts in one
+            for _ in range(500):
+                await client.call("echo", text="x" * 1000)
         await until(seen)
         memory = rows_of(recorder.memory.tail(3))
         proxys, plains, wrappeds = memory[""], memory["plain"], memory["wrapped"]
