@@ -120,11 +120,10 @@ def throughput(upstream: str, seconds: float, repeat: int) -> list[float]:
         ]
         failed = sum(sum(each.errors.values()) for each in summaries)
         print(f"{way:10} {cells[0]:>24} {cells[1]:>20} {cells[2]:>22} {failed:>6}")
-    found_ = paired_ratio(rps["on"], rps["off"])
-    assert found_ is not None
-    cost = paired_ratio(cpu_us["on"], cpu_us["off"])
-    assert cost is not None
-    print(f"on / off: throughput {found_.shown()}, processor time {cost.shown()}")
+    for what, values in (("throughput", rps), ("processor time", cpu_us)):
+        ratio = paired_ratio(values["on"], values["off"])
+        assert ratio is not None
+        print(f"on / off: {what} {ratio.shown()}")
     return [on / off for on, off in zip(rps["on"], rps["off"], strict=True)]
 
 

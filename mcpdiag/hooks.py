@@ -1,12 +1,12 @@
-"""What the core tells whoever listens: one method, plain records, no dependency on the listener.
+"""What the core tells whoever listens: plain records, no dependency on the listener.
 
-The core calls `hook.emit(event)` synchronously on the event loop; a hook must return at once and must not
-raise. `samples/recorder` will be the main listener; a log or a test is another.
+The core calls `hook.emit(event)` synchronously on the event loop; a hook must return at once and must not raise.
+`samples/recorder` is the main listener, and a `FastHook`; a log or a test is another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -129,22 +129,28 @@ class _NoHook:
         return None
 
 
-class Both:
-    """A hook that tells two others, one after the other."""
+class All:
+    """A hook that tells others, one after the other."""
 
-    def __init__(self, first: Hook, second: Hook) -> None:
-        self._first = first.emit
-        self._second = second.emit
-        self._tell_first, self._tell_second = teller(first), teller(second)
-        self.tracer: Tracer | None = getattr(first, "tracer", None) or getattr(second, "tracer", None)
+    def __init__(self, hooks: Sequence[Hook]) -> None:
+        self._emits = [hook.emit for hook in hooks]
+        self._fast = [teller(hook) for hook in hooks if hasattr(hook, "ended")]
+        self._slow = [hook.emit for hook in hooks if not hasattr(hook, "ended")]
+        self.tracer: Tracer | None = next(
+            filter(None, (getattr(hook, "tracer", None) for hook in hooks)), None
+        )
 
     def emit(self, event: Event, /) -> None:
-        self._first(event)
-        self._second(event)
+        for emit in self._emits:
+            emit(event)
 
     def ended(self, ended: Ended, /) -> None:
-        self._tell_first(ended)
-        self._tell_second(ended)
+        for tell in self._fast:
+            tell(ended)
+        if self._slow:
+            done = exchange_done(ended)  # one for all of them
+            for emit in self._slow:
+                emit(done)
 
 
 NO_HOOK: Final[Hook] = _NoHook()

@@ -10,7 +10,7 @@ import anyio
 
 from mcpdiag.config import ProxyConfig
 from mcpdiag.errors import StartError
-from mcpdiag.hooks import NO_HOOK, Both, Hook
+from mcpdiag.hooks import NO_HOOK, All, Hook
 from mcpdiag.samples.meta import masked
 from mcpdiag.samples.recorder import Recorder
 from mcpdiag.samples.wire import answer
@@ -64,9 +64,9 @@ class Listeners:
                 raise StartError(str(error)) from None
             self._otel = Otel(stats, front=front)
             hooks.append(self._otel)
-        self.hook = hook
-        for each in hooks:
-            self.hook = each if self.hook is NO_HOOK else Both(each, self.hook)
+        if hook is not NO_HOOK:
+            hooks.append(hook)
+        self.hook = NO_HOOK if not hooks else hooks[0] if len(hooks) == 1 else All(hooks)
 
     async def aclose(self) -> None:
         """Send what OTLP still has, within `OTLP_LIMIT`."""

@@ -116,7 +116,7 @@ class _Side:
 @contextlib.contextmanager
 def _on(cpu: int | None) -> Iterator[None]:
     """This thread, and the processes that it starts meanwhile, on one processor."""
-    if cpu is None or not hasattr(os, "sched_setaffinity"):
+    if cpu is None:
         yield
         return
     before = os.sched_getaffinity(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import groupby
 from statistics import median
 from typing import Final
 
@@ -183,7 +184,7 @@ def sides(result: Result, *, seed: int = 1) -> Comparison:
     )
 
 
-def rows(comparison: Comparison) -> list[tuple[str, ...]]:
+def lines(comparison: Comparison) -> list[tuple[str, ...]]:
     """A row a difference, below `HEADINGS`."""
     return [
         (d.cell, d.metric, f"{d.base:,.4g}", f"{d.new:,.4g}", change(d.ratio), d.verdict)
@@ -305,12 +306,8 @@ def _significance(comparison: Comparison) -> list[str]:
             )
         ]
     if significant and paired:
-        how = {each.verdict for each in significant}
-        word = "different" if len(how) > 1 else "slower" if how == {"worse"} else "faster"
-        shown = ", ".join(
-            f"{each.metric} {change(each.ratio)}" for each in significant if each.cell == significant[0].cell
-        )
-        return [f"New is {word} than base over {significant[0].cell}: {shown}; {count}."]
+        by_cell = groupby(significant, key=lambda each: each.cell)
+        return [_slower_or_faster(cell, [*those], count) for cell, those in by_cell]
     if not significant:
         said = [
             f"Not significant: no difference beyond noise in {len(comparison.differences)} comparisons ({count})."
@@ -331,6 +328,13 @@ def _significance(comparison: Comparison) -> list[str]:
                 f"{largest.metric} of {largest.cell}, {change(largest.ratio)}."
             )
     return said
+
+
+def _slower_or_faster(cell: str, those: list[Difference], count: str) -> str:
+    verdicts = {each.verdict for each in those}
+    how = "slower and faster" if len(verdicts) > 1 else "slower" if verdicts == {"worse"} else "faster"
+    shown = ", ".join(f"{each.metric} {change(each.ratio)}" for each in those)
+    return f"New is {how} than base over {cell}: {shown}; {count}."
 
 
 def change(estimate: Estimate) -> str:

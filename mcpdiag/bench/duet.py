@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 from mcpdiag.bench.generator import Generator
 from mcpdiag.bench.matrix import closed_loop, nothing, repetition_of
-from mcpdiag.bench.overhead import Endpoint
 from mcpdiag.bench.raw import RawFile
 from mcpdiag.bench.result import Cell, Config, Repetition, Way
 from mcpdiag.bench.session import SessionError
-from mcpdiag.bench.spec import DuetSpec
+from mcpdiag.bench.spec import DuetSpec, Endpoint
 from mcpdiag.bench.workload import Workload
 
 WAYS: tuple[Way, Way] = ("base", "new")
@@ -56,12 +55,7 @@ class DuetRun:
         self._tell("done", self.steps)
 
     def _measure(self, generator: Generator, clients: int, number: int) -> None:
-        base, new = (
-            closed_loop(
-                self.config, self.workload, side.url, clients, headers=side.headers, command=side.command
-            )
-            for side in self._sides
-        )
+        base, new = (closed_loop(self.config, self.workload, side, clients) for side in self._sides)
         spec = DuetSpec(sides=(base, new), slice_s=self._slice_s, first=number % 2, cpu=self._cpu)
         try:
             found = generator.duet(spec)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import Final, Literal, Protocol
 
-import msgspec
+from msgspec.structs import replace
 
 from mcpdiag.bench.columns import CONNECT, OUTCOMES, Measurement
 from mcpdiag.bench.generator import Generator
@@ -19,7 +19,7 @@ from mcpdiag.bench.neighbours import Neighbours
 from mcpdiag.bench.raw import RawFile
 from mcpdiag.bench.result import Cell, Config, Pair, PoolVerdict, Repetition, Reuse, Transport
 from mcpdiag.bench.session import SessionError
-from mcpdiag.bench.spec import Call, LoadSpec
+from mcpdiag.bench.spec import Call, Endpoint, LoadSpec
 from mcpdiag.bench.statistics import Summary, paired_ratio, summarize
 from mcpdiag.bench.workload import Workload
 
@@ -84,7 +84,7 @@ class Matrix:
                         self._step(f"two marked clients, {pool[0]}, reuse {pool[1]}")
                         call, argument = self._probe
                         verdict = check(
-                            closed_loop(self.config, self.workload, proxies[pool].url, 1),
+                            closed_loop(self.config, self.workload, Endpoint(url=proxies[pool].url), 1),
                             call,
                             argument,
                             ISOLATION_S,
@@ -109,16 +109,16 @@ class Matrix:
         self._step(f"{transport}, reuse {reuse}, {clients} client{'s' * (clients > 1)}")
         with MemoryWatch(proxy.pid) as watch, Neighbours() as neighbours:
             try:
-                measurement = generator.run(closed_loop(self.config, self.workload, proxy.url, clients))
+                measurement = generator.run(
+                    closed_loop(self.config, self.workload, Endpoint(url=proxy.url), clients)
+                )
             except SessionError as error:
                 repetition = Repetition(summary=nothing(clients), first_error=str(error))
             else:
                 if self._raw is not None:
                     self._raw.add(f"{transport} x{clients} reuse {reuse}", number, measurement)
                 repetition = repetition_of(measurement)
-        repetition = msgspec.structs.replace(
-            repetition, memory=watch.memory, others_cpus=neighbours.others_cpus
-        )
+        repetition = replace(repetition, memory=watch.memory, others_cpus=neighbours.others_cpus)
         self._repetitions.setdefault(key, []).append(repetition)
 
     # -- what was measured -----------------------------------------------------------------------------------
@@ -171,21 +171,21 @@ def pairs_of(cells: tuple[Cell, ...], seed: int) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
-def closed_loop(
-    config: Config,
-    workload: Workload,
-    url: str,
-    clients: int,
-    *,
-    headers: Mapping[str, str] | None = None,
-    command: tuple[str, ...] = (),
-) -> LoadSpec:
-    """The load of one cell."""
+def bare_load(config: Config, server: Endpoint) -> LoadSpec:
+    """For a look at a server: no calls of a workload yet."""
     return LoadSpec(
-        url=url,
-        headers=dict(headers or {}),
-        command=command,
+        url=server.url,
+        headers=server.headers,
+        command=server.command,
         era=config.era,
+        timeout_s=config.timeout_s,
+    )
+
+
+def closed_loop(config: Config, workload: Workload, server: Endpoint, clients: int) -> LoadSpec:
+    """The load of one cell."""
+    return replace(
+        bare_load(config, server),
         calls=workload.calls,
         clients=clients,
         sessions_per_client=workload.sessions_per_client,
@@ -193,7 +193,6 @@ def closed_loop(
         think_time_s=workload.think_time_s,
         warmup_s=config.warmup_s,
         seconds=config.seconds,
-        timeout_s=config.timeout_s,
         seed=config.seed,
     )
 

@@ -15,21 +15,13 @@ from mcpdiag.bench.memory import Memory, MemoryWatch
 from mcpdiag.bench.raw import RawFile
 from mcpdiag.bench.result import Cell, Config, Repetition, Transport, Way
 from mcpdiag.bench.session import SessionError
-from mcpdiag.bench.spec import LoadSpec
+from mcpdiag.bench.spec import Endpoint, LoadSpec
 from mcpdiag.bench.split import AROUND, At, Overhead, Parts, Phases, at, lost, parts_at
 from mcpdiag.bench.statistics import paired_ratio
 from mcpdiag.bench.workload import Workload
 
 CellKey = tuple[Transport, int, Way]
 _WAYS: Final[tuple[Way, ...]] = ("direct", "proxied", "unsampled")
-
-
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a load goes: an HTTP server, or a program that each session starts for itself."""
-
-    url: str = ""
-    headers: dict[str, str] = {}
-    command: tuple[str, ...] = ()
 
 
 class Side(Protocol):
@@ -134,14 +126,7 @@ class OverheadRun:
                 self._parts.setdefault((key, share), []).append(parts)
 
     def _spec(self, endpoint: Endpoint, clients: int) -> LoadSpec:
-        return closed_loop(
-            self.config,
-            self.workload,
-            endpoint.url,
-            clients,
-            headers=endpoint.headers,
-            command=endpoint.command,
-        )
+        return closed_loop(self.config, self.workload, endpoint, clients)
 
     # -- what was measured -----------------------------------------------------------------------------------
 

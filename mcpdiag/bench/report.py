@@ -37,7 +37,7 @@ def rows(result: Result) -> list[tuple[str, ...]]:
     if result.overhead:
         return overhead_report.rows(result)
     if result.duet is not None:
-        return compare.rows(compare.sides(result))
+        return compare.lines(compare.sides(result))
     if result.breaking is not None:
         return breaking_report.rows(result)
     found = []

@@ -32,6 +32,14 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return f"{self.method} {name}".strip()
 
 
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a load goes: an HTTP server, or a program that each session starts for itself."""
+
+    url: str = ""
+    headers: dict[str, str] = {}
+    command: tuple[str, ...] = ()
+
+
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One run against one server.
 

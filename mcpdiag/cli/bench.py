@@ -218,7 +218,7 @@ def compare(
             raise ConfigError(["--max-regression: found rss; a duet has throughput, p50 and p95"])
     else:
         comparison = comparing.compare(result.read(base), result.read(new), force=force)
-    table(comparing.HEADINGS, comparing.rows(comparison))
+    table(comparing.HEADINGS, comparing.lines(comparison))
     for sentence in comparing.sentences(comparison):
         print(sentence)
     if limits and (worse := comparing.regressions(comparison, limits)):

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from mcpdiag.bench import discover, isolation
-from mcpdiag.bench import result as results
-from mcpdiag.bench.environment import here
-from mcpdiag.bench.matrix import Matrix, PoolKey
-from mcpdiag.bench.raw import RawFile
-from mcpdiag.bench.result import Config, Result
-from mcpdiag.bench.spec import Call, LoadSpec
+from mcpdiag.bench.matrix import Matrix, PoolKey, bare_load
+from mcpdiag.bench.result import Config
+from mcpdiag.bench.spec import Call, Endpoint
 from mcpdiag.bench.workload import Workload, choose
 from mcpdiag.cli.bench_proxies import Proxies, Target
-from mcpdiag.cli.bench_store import Outcome, Tell, claim, forget, public
-from mcpdiag.cli.terminated import terminated_is_interrupted
-from mcpdiag.errors import StartError
+from mcpdiag.cli.bench_store import Outcome, Tell, public, sit
 
 
 @dataclass(frozen=True)
@@ -44,59 +39,35 @@ def measure(order: Order, tell: Tell) -> Outcome | None:
         StartError: the server does not start, has no tools or fails every call.
     """
     config = order.config
-    started, began = datetime.now(UTC), time.monotonic()
     proxies = Proxies(
         order.target,
         pool_mode=config.pool_mode,
         max_connections=config.max_connections,
         timeout_s=config.timeout_s,
     )
-    environment = here()
-    with terminated_is_interrupted():
-        try:
-            tell("looking at the server", 0, 1)
-            load, probe = _look(order, proxies)
-        except KeyboardInterrupt:
-            return None
-        folder = claim(environment, order.name, order.output)
-        interrupted = False
-        with RawFile(folder) as raw:
-            matrix = Matrix(
-                config,
-                load,
-                proxies,
-                probe,
-                raw=raw,
-                tell=lambda words, done: tell(words, done, matrix.steps),
-            )
-            try:
-                matrix.run()
-            except KeyboardInterrupt:
-                interrupted = True
-    if not matrix.cells:
-        forget(folder, raw)
+    sitting = sit(
+        order.name,
+        order.output,
+        tell,
+        lambda: _look(order, proxies),
+        lambda seen, raw, told: Matrix(config, seen[0], proxies, seen[1], raw=raw, tell=told),
+    )
+    if sitting is None:
         return None
-    result = Result(
-        name=order.name,
-        started_at=started.isoformat(timespec="seconds"),
-        took_s=round(time.monotonic() - began, 3),
-        complete=not interrupted,
-        environment=environment,
+    matrix = sitting.run
+    if not matrix.cells:
+        sitting.drop()
+        return None
+    if not any(each.summary.ok for cell in matrix.cells for each in cell.repetitions):
+        raise sitting.fail(matrix.cells)
+    return sitting.keep(
         target=public(order.target),
-        workload=load,
+        workload=sitting.seen[0],
         config=config,
         cells=matrix.cells,
         pairs=matrix.pairs,
         isolation=matrix.isolation,
     )
-    if not any(each.summary.ok for cell in result.cells for each in cell.repetitions):
-        first = next(
-            (e.first_error for c in result.cells for e in c.repetitions if e.first_error), "no answer"
-        )
-        forget(folder, raw)
-        raise StartError(f"the server cannot be measured, every call failed: {first}")
-    results.write(result, folder)
-    return Outcome(result, folder, interrupted)
 
 
 def _look(order: Order, proxies: Proxies) -> tuple[Workload, tuple[Call, str]]:
@@ -105,9 +76,8 @@ def _look(order: Order, proxies: Proxies) -> tuple[Workload, tuple[Call, str]]:
     pool: PoolKey = (config.transports[0], "on")
     with proxies((pool,)) as running:
         url = running[pool].url
-        look = LoadSpec(url=url, era=config.era, timeout_s=config.timeout_s)
+        look = bare_load(config, Endpoint(url=url))
         tools = discover.tools_of(look, needed=order.workload is None)
         load = choose(tools, order.workload, generate=order.generate)
-        spec = LoadSpec(url=url, era=config.era, calls=load.calls, timeout_s=config.timeout_s)
-        discover.try_calls(spec)
+        discover.try_calls(replace(look, calls=load.calls))
     return load, isolation.probe(tools, load)

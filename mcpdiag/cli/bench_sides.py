@@ -16,8 +16,9 @@ import msgspec
 
 from mcpdiag import embedded
 from mcpdiag.bench.generator import stop
-from mcpdiag.bench.overhead import Endpoint, Side, SideKey
+from mcpdiag.bench.overhead import Side, SideKey
 from mcpdiag.bench.result import Transport
+from mcpdiag.bench.spec import Endpoint
 from mcpdiag.bench.split import Phases
 from mcpdiag.cli.bench_proxies import STOP_S, Target, drain, running_embedded_http
 from mcpdiag.cli.bench_recorded import Ask, Setup

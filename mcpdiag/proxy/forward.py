@@ -20,7 +20,7 @@ from mcpdiag.errors import (
     UpstreamError,
 )
 from mcpdiag.hooks import NO_HOOK, Hook, Tracer, teller
-from mcpdiag.protocol.message import encode_error, target_of
+from mcpdiag.protocol.message import encode_error
 from mcpdiag.protocol.sse import Event
 from mcpdiag.protocol.trace import trace_context, with_trace_context
 from mcpdiag.proxy.request import Reply
@@ -91,15 +91,12 @@ async def run(
             exchange.outcome = error.type
         if hook is not NO_HOOK:
             # What this takes, every call takes that is recorded (docs/performance.md).
-            message = exchange.message
-            method = message.method
-            tell = getattr(hook, "ended", None) or teller(hook)
-            tell(
+            teller(hook)(
                 (
                     exchange.upstream,
                     session.upstream.transport,
-                    method,
-                    target_of(method, message.params),
+                    exchange.message.method,
+                    exchange.target,
                     session.client.id,
                     session.protocol,
                     exchange.outcome,

@@ -15,10 +15,9 @@ from mcpdiag.bench.columns import OK
 from mcpdiag.bench.compare import Comparison, parse_limits, regressions, sentences, sides
 from mcpdiag.bench.duet import DuetRun
 from mcpdiag.bench.generate import run_loop
-from mcpdiag.bench.overhead import Endpoint
 from mcpdiag.bench.result import Cell, Duet, Result, Target, read
 from mcpdiag.bench.significance import ALPHA, least_p, paired_p_values
-from mcpdiag.bench.spec import Call, DuetSpec, LoadSpec
+from mcpdiag.bench.spec import Call, DuetSpec, Endpoint, LoadSpec
 from mcpdiag.bench.statistics import summarize
 from mcpdiag.errors import ConfigError
 from tests.bench import made
@@ -89,6 +88,11 @@ def test_ten_percent_are_found_although_processes_differ_by_more() -> None:
     assert said.count({"worse"}) >= 18
     assert {*map(frozenset, said)} <= {frozenset({"worse"}), frozenset()}
     assert sentences(found[0])[0].startswith("New is slower than base over stdio x1: throughput -")
+    slow, fast = duet(0, slowdown=1.1), duet(1, slowdown=0.9)
+    eight = tuple(replace(cell, clients=8) for cell in fast.cells)
+    each_its_own = sentences(sides(replace(slow, cells=(*slow.cells, *eight))))
+    assert each_its_own[0].startswith("New is slower than base over stdio x1: ")
+    assert each_its_own[1].startswith("New is faster than base over stdio x8: ")
     faster = sides(duet(1, slowdown=0.9))
     assert sentences(faster)[0].startswith("New is faster than base over stdio x1: ")
 

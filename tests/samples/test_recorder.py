@@ -15,7 +15,7 @@ import pytest
 import mcpdiag
 from mcpdiag.embedded import COMMAND
 from mcpdiag.errors import ConfigError
-from mcpdiag.hooks import NO_HOOK, Ended, ExchangeDone, Happened, exchange_done
+from mcpdiag.hooks import NO_HOOK, All, Ended, ExchangeDone, Happened, exchange_done
 from mcpdiag.samples.recorder import BATCH, LONGEST_DETAIL, Recorder
 from tests.conftest import RawClient
 from tests.proxy.client import Client, proxied, until
@@ -189,6 +189,17 @@ def test_an_exchange_as_the_core_has_it_is_the_row_of_its_event() -> None:
     )
     assert frames[0].iloc[6][["first_ms", "sent_ms"]].tolist() == [0, 0]
     assert [*frames[0]["method"]] == ["m0", "m1", "(other)", "(other)", "m0", "m1", "(other)"]
+
+
+def test_hooks_that_want_the_event_share_one_and_the_recorder_needs_none() -> None:
+    first, second, recorder = Kept(), Kept(), Recorder()
+    hooks = All([first, recorder, second])
+    hooks.ended(ended())
+    hooks.emit(Happened("child_exit", "up"))
+    assert len(first.done) == len(second.done) == len(recorder.requests) == 1
+    assert first.done[0] is second.done[0]
+    assert len(first.events) == len(second.events) == 2
+    assert len(recorder.events) == 1
 
 
 def test_a_reader_that_makes_rows_never_holds_the_loop_up() -> None:
